@@ -1,0 +1,1 @@
+"""SmartSpec operator: reconciles SmartSpec resources, tunes the policy of running replicas, and scales them."""

@@ -1,0 +1,1 @@
+"""Execution: tensors in, token ids out. The only package that knows torch."""

@@ -1,0 +1,1 @@
+"""Scheduling: which tokens run in the next step. Integers only, no torch."""

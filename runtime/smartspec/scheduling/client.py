@@ -1,0 +1,142 @@
+"""The seam between the server and the engine behind it: what the server may ask, and what it gets.
+
+`smartspec.async_engine.AsyncEngine` is the real one; tests of the server alone stand a fake beside it.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import PolicySettings
+from smartspec.scheduling.output import StepStats
+from smartspec.scheduling.request import FinishReason, SamplingParams, SpeculationParams
+
+
+class QueueFullError(Exception):
+    """No room in the queue; try again in about `retry_after_seconds` (computed from queue and throughput)."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__(f"the queue is full; retry after {retry_after_seconds:.0f} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotAcceptingError(Exception):
+    """The engine is loading, draining or has failed; the message says which."""
+
+
+class InvalidRequestError(ValueError):
+    """The request cannot be served; `param` names the field at fault."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class StalePolicyError(ValueError):
+    """A policy of an older generation than the one in force, or priors with another key, was pushed."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    speculation: SpeculationParams = SpeculationParams()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDelta:
+    """What one step added to a sequence. `text` never ends inside a character or a possible stop string; after the
+    last delta (`finish_reason` set) all deltas' texts joined are the whole text, cut before a stop string.
+
+    `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
+    `token_texts` parallels `token_ids` when logprobs were asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_generation_tokens: int
+    logprobs: tuple[float, ...] = ()
+    token_texts: tuple[str, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was loaded, and what it can promise."""
+
+    model: str
+    max_model_len: int
+    dtype: str
+    device: str
+    attention: str
+    """"paged", "padded" (fallback) or "stateful" (no speculation)."""
+    invariant: bool
+    """Whether the same seed gives the same text under any load and policy on this device."""
+    proposers: tuple[str, ...]
+    num_blocks: int
+    block_size: int
+    key: str
+    created: int
+    target: str
+    draft: str | None = None
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of *text*."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of *token_ids*."""
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt for *messages*, ready for an answer; raises InvalidRequestError("messages", ...) when refused."""
+
+
+class EngineClient(Protocol):
+    """An engine as the server sees it. Everything here is called on the event loop and returns at once."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded; raises NotAcceptingError while loading."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer; raises NotAcceptingError while loading."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine can no longer serve, or None while it can: liveness."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Queue *request* and yield its deltas. Closing the generator early aborts the request and frees its blocks
+        before the next step. Raises QueueFullError, NotAcceptingError or InvalidRequestError before the first delta:
+        at the call, not at the first iteration."""
+
+    def load(self) -> LoadReport:
+        """Load now and over the recent window."""
+
+    def settings(self) -> PolicySettings:
+        """The policy in force."""
+
+    def apply_settings(self, settings: PolicySettings) -> PolicySettings:
+        """Make *settings* the policy from the next step on; raises StalePolicyError for an older generation or
+        priors with another key. Returns what is in force; pushing what is in force changes nothing."""
+
+    def speculation(self) -> dict[str, Any]:
+        """What the policy chose lately and why, as JSON-ready data."""
+
+    def subscribe(self, observer: Callable[[StepStats], None]) -> None:
+        """Call *observer* on the event loop with each step's statistics."""
+
+    def start_draining(self) -> None:
+        """Accept no more requests; what runs or waits is finished."""
+
+    async def wait_drained(self) -> None:
+        """Return when nothing runs or waits."""
