@@ -1,4 +1,4 @@
-"""The policy as it travels: from flags, over `PUT /policy`, in a ConfigMap, from one replica's experience to the next.
+"""The policy as it travels: from flags, over `PUT /policy`, in a ConfigMap, from one replica to the next.
 
 Both packages read and write these types; JSON is made and checked by msgspec, whose errors name the field.
 """

@@ -12,10 +12,10 @@ SpeculationMode = Literal["auto", "off", "fixed"]
 class Candidate:
     """One running request that will decode in the coming step, as the policy sees it.
 
-    `max_speculative_tokens` is the room left by max_tokens, max_model_len, the blocks that are free and the request's
-    own wish. `draft_lag_tokens` is how many committed tokens the draft model must be fed before it can draft (1 or 2
-    when it drafted last step); `None` means that this request cannot use a draft model. `lookup_tokens` tokens stand ready to be copied by
-    prompt lookup after a match of `lookup_match_tokens` tokens (0: no match).
+    `max_speculative_tokens` is the room left by max_tokens, max_model_len, the free blocks and the request's own wish.
+    `draft_lag_tokens` is how many committed tokens the draft model must be fed before it can draft (1 or 2 when it
+    drafted last step); `None` means that this request cannot use a draft model. `lookup_tokens` tokens stand ready to
+    be copied by prompt lookup after a match of `lookup_match_tokens` tokens (0: no match).
     """
 
     request_id: str
