@@ -1,0 +1,51 @@
+# Everything a newcomer runs. Each target sets up what it needs, once, and says what it does.
+#
+#   make demo     an adaptive server under a changing load on this machine: table, picture, summary (some 5 minutes)
+#   make test     lint, types, contracts and all tests, with the time of each stage
+#   make check    lint, types and import contracts alone
+#   make bench    the measurements behind the README's figures
+#   make soak     long randomised runs
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The torch to install. TORCH_INDEX names a package index for it, e.g. https://download.pytorch.org/whl/cpu for the
+# small CPU build; unset, pip's own configuration decides, which on a plain Linux machine means the CUDA build.
+TORCH_VERSION ?= 2.13.0
+TORCH_INDEX   ?=
+
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+TARGET := .cache/models/stdlib-target-193m
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench soak clean
+
+help: ## list the targets
+	@sed -n '3,7s/^#  //p' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the virtual environment
+
+$(READY): pyproject.toml scripts/setup
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_VERSION="$(TORCH_VERSION)" TORCH_INDEX="$(TORCH_INDEX)" scripts/setup
+	@touch $@
+
+$(TARGET)/model.safetensors: $(READY) benchmarks/inflate.py examples/models/stdlib-target/model.safetensors
+	@$(BIN)/python benchmarks/inflate.py examples/models/stdlib-target $(TARGET)
+
+demo: $(READY) $(TARGET)/model.safetensors ## serve the bundled pair under a changing load
+	@$(BIN)/python -m smartspec_demo
+
+check: $(READY) ## lint, types, import contracts
+	@VENV="$(VENV)" scripts/test check
+
+test: $(READY) ## everything that must hold before a change lands
+	@VENV="$(VENV)" scripts/test all
+
+bench: $(READY) $(TARGET)/model.safetensors ## measure, side by side in one run
+	@$(BIN)/python benchmarks/run.py
+
+soak: $(READY) ## the long tests
+	@VENV="$(VENV)" scripts/test soak
+
+clean: ## remove what make made here
+	rm -rf $(VENV) .cache demo-out build dist
