@@ -1,0 +1,229 @@
+"""The custom resource as frozen types: its names, its spec, and how the API's dict becomes one of them.
+
+Field names, defaults and bounds equal those of `crds/smartspec.io_smartspecs.yaml`; a test holds the two together.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from smartspec_operator.reported import Status
+
+Manifest = Mapping[str, Any]
+"""A Kubernetes object as the API's JSON has it."""
+
+GROUP = "smartspec.io"
+VERSION = "v1alpha1"
+PLURAL = "smartspecs"
+KIND = "SmartSpec"
+FIELD_MANAGER = "smartspec-operator"
+
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+ANNOTATION_MODEL = f"{GROUP}/model"
+ANNOTATION_ADMIN_KEY = f"{GROUP}/admin-key-version"
+ANNOTATION_RECOMMENDATIONS = f"{GROUP}/recommendations"
+ANNOTATION_TUNING = f"{GROUP}/tuning"
+ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+
+PORT_NAME = "http"
+ADMIN_PORT_NAME = "admin"
+POLICY_FILE = "policy.json"
+
+Method = Literal["Auto", "DraftModel", "PromptLookup", "Off"]
+Policy = Literal["Request", "Batch", "Fixed", "Off"]
+Verification = Literal["Auto", "Coupled", "Rejection"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+
+Source = Annotated[str, Meta(min_length=1, max_length=1024)]
+ShortText = Annotated[str, Meta(min_length=1, max_length=253)]
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+StabilizationSeconds = Annotated[int, Meta(ge=0, le=3600)]
+Replicas = Annotated[int, Meta(ge=0, le=1000)]
+ScaledReplicas = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class InvalidSpecError(ValueError):
+    """The resource cannot be acted upon; the message names each offending field."""
+
+
+class _Part(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
+    """A part of the spec: camelCase in the API, refused when it holds a field that does not exist."""
+
+
+class SecretKey(_Part):
+    """One key of a Secret in the resource's own namespace."""
+
+    name: ShortText
+    key: ShortText
+
+
+class ModelSpec(_Part):
+    """Which weights to serve."""
+
+    source: Source
+    revision: ShortText | None = None
+    served_name: ShortText | None = None
+    dtype: Dtype = "auto"
+    max_model_len: Annotated[int, Meta(ge=1, le=16_777_216)] | None = None
+    hub_token_secret_ref: SecretKey | None = None
+
+
+class DraftSpec(_Part):
+    """The small model that drafts."""
+
+    source: Source
+    revision: ShortText | None = None
+
+
+class SpeculationSpec(_Part):
+    """How to speculate."""
+
+    method: Method = "Auto"
+    draft: DraftSpec | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=32)] = 8
+    policy: Policy = "Request"
+    verification: Verification = "Auto"
+
+
+class SloSpec(_Part):
+    """What users are promised; an absent bound promises nothing."""
+
+    ttft_seconds: Seconds | None = None
+    tpot_seconds: Seconds | None = None
+    percentile: Annotated[int, Meta(ge=50, le=99)] = 95
+
+
+class AutoscalingSpec(_Part):
+    """The bounds of scaling and how long it hesitates."""
+
+    max_replicas: ScaledReplicas
+    min_replicas: ScaledReplicas = 1
+    scale_up_stabilization_seconds: StabilizationSeconds = 0
+    scale_down_stabilization_seconds: StabilizationSeconds = 300
+
+
+class ServerSpec(_Part):
+    """Bounds of one replica, and the keys its two ports ask for."""
+
+    max_num_seqs: Annotated[int, Meta(ge=1, le=4096)] = 64
+    max_num_batched_tokens: Annotated[int, Meta(ge=1, le=1_048_576)] = 2048
+    max_queued_requests: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
+    api_key_secret_ref: SecretKey | None = None
+    admin_key_secret_ref: SecretKey | None = None
+
+
+class TemplateSpec(_Part):
+    """What the replicas' pods look like beyond the model; Kubernetes' own types, passed through."""
+
+    image: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    image_pull_policy: PullPolicy | None = None
+    image_pull_secrets: list[dict[str, Any]] = field(default_factory=list)
+    resources: dict[str, Any] = field(default_factory=dict)
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = field(default_factory=list)
+    affinity: dict[str, Any] = field(default_factory=dict)
+    env: list[dict[str, Any]] = field(default_factory=list)
+    volumes: list[dict[str, Any]] = field(default_factory=list)
+    volume_mounts: list[dict[str, Any]] = field(default_factory=list)
+    service_account_name: ShortText | None = None
+    runtime_class_name: ShortText | None = None
+    priority_class_name: ShortText | None = None
+    annotations: dict[str, str] = field(default_factory=dict)
+    termination_grace_period_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 330
+
+
+class CacheSpec(_Part):
+    """Where downloaded weights are kept: an emptyDir of bounded size, or a claim that exists already."""
+
+    size_limit: ShortText | None = None
+    claim_name: ShortText | None = None
+
+
+class StorageSpec(_Part):
+    """The replicas' disks."""
+
+    cache: CacheSpec = CacheSpec()
+
+
+class Spec(_Part):
+    """What is wished for."""
+
+    model: ModelSpec
+    speculation: SpeculationSpec = SpeculationSpec()
+    slo: SloSpec = SloSpec()
+    replicas: Replicas | None = None
+    autoscaling: AutoscalingSpec | None = None
+    server: ServerSpec = ServerSpec()
+    template: TemplateSpec = field(default_factory=TemplateSpec)
+    storage: StorageSpec = StorageSpec()
+
+
+class SmartSpec(Struct, frozen=True):
+    """One SmartSpec: its identity, what is wished for, and what was last reported of it."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    spec: Spec
+    status: Status = Status()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What selects the replicas of this resource; immutable in a Deployment, so never extended."""
+        return {LABEL_NAME: "smartspec", LABEL_INSTANCE: self.name}
+
+    @property
+    def policy_config_map(self) -> str:
+        """The name of the ConfigMap that keeps the policy for replicas that start."""
+        return f"{self.name}-policy"
+
+    @property
+    def admin_key(self) -> SecretKey:
+        """The Secret's key that opens the admin port: the user's, or the generated one."""
+        return self.spec.server.admin_key_secret_ref or SecretKey(f"{self.name}-admin-key", "key")
+
+    @property
+    def served_name(self) -> str:
+        """The model id clients use: the served name, else the last part of the source."""
+        return self.spec.model.served_name or self.spec.model.source.rstrip("/").rpartition("/")[2]
+
+
+def parse(body: Manifest) -> SmartSpec:
+    """Read the API's object; raises `InvalidSpecError` for a field of the wrong type, out of bounds or unknown.
+
+    Rules over several fields are `rules.violations`'s.
+    """
+    metadata = body["metadata"]
+    try:
+        spec = msgspec.convert(body.get("spec"), Spec)
+    except msgspec.ValidationError as error:
+        raise InvalidSpecError(_at_field(str(error))) from None
+    return SmartSpec(
+        name=metadata["name"],
+        namespace=metadata.get("namespace", "default"),
+        uid=metadata.get("uid", ""),
+        generation=metadata.get("generation", 0),
+        spec=spec,
+        status=previous_status(body),
+    )
+
+
+def previous_status(body: Manifest) -> Status:
+    """What was last reported; an empty status where there is none, or where another version wrote it."""
+    try:
+        return msgspec.convert(body.get("status") or {}, Status)
+    except msgspec.ValidationError:
+        return Status()
+
+
+def _at_field(message: str) -> str:
+    """`Expected int - at $.model.source` as `spec.model.source: expected int`."""
+    what, _, path = message.partition(" - at `$")
+    where = "spec" + path.rstrip("`") if path else "spec"
+    return f"{where}: {what[:1].lower()}{what[1:]}"

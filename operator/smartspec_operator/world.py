@@ -1,0 +1,175 @@
+"""The world as the decisions see it, and what they decide: frozen values, from a live cluster or from a recording."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import PolicySettings
+from smartspec_operator.reported import ScalingRecord
+from smartspec_operator.resource import Manifest
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a pod does not get ready, in Kubernetes' own words (CrashLoopBackOff, Unschedulable, ...)."""
+
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One pod of a SmartSpec. `admin_url` is where its admin port answers; None before it has an address.
+
+    `created` is when the pod was made, the start of the time it has been pending.
+    """
+
+    name: str
+    created: datetime
+    ready: bool = False
+    terminating: bool = False
+    admin_url: str | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A replica did not answer, or answered nonsense; a value, because one broken pod never blocks the rest."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A pod together with what it said of itself: a report, a failure, or neither when it was not asked."""
+
+    pod: Pod
+    load: LoadReport | None = None
+    failure: Failure | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether it finishes what it has and takes nothing new."""
+        return self.load is not None and self.load.state == "draining"
+
+    @property
+    def serving(self) -> bool:
+        """Whether it is ready, and neither drains nor terminates."""
+        return self.pod.ready and not self.draining and not self.pod.terminating
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """So many replicas were recommended from `since` until the next recommendation in the list."""
+
+    since: datetime
+    replicas: int
+
+
+@dataclass(frozen=True)
+class TuningState:
+    """What stage one must remember between two decisions; kept in an annotation of the policy ConfigMap.
+
+    `changed` is when the settings last changed: what was measured before tells nothing about them. `tpot_factor` is
+    the share of the TPOT objective that replicas aim at, below 1 where predictions proved too hopeful.
+    """
+
+    changed: datetime | None = None
+    tpot_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class History:
+    """What survives a restart of the operator: read back from status and annotations."""
+
+    settings: PolicySettings | None = None
+    tuning: TuningState = TuningState()
+    recommendations: tuple[Recommendation, ...] = ()
+    scaling: tuple[ScalingRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything one reconcile knows.
+
+    `replicas` are all pods, terminating ones too; `children` the live objects by (kind, name); `deployed_replicas` is
+    what the Deployment asks for now (None: there is no Deployment). `admin_key_version` changes with the Secret's
+    content and says nothing of it; None when the Secret does not exist.
+    """
+
+    replicas: tuple[Replica, ...] = ()
+    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
+    deployed_replicas: int | None = None
+    rolling: bool = False
+    admin_key_version: str | None = None
+    model_source: str | None = None
+    history: History = History()
+
+    @property
+    def serving(self) -> tuple[Replica, ...]:
+        """Replicas that take new requests."""
+        return tuple(replica for replica in self.replicas if replica.serving)
+
+    @property
+    def loads(self) -> tuple[LoadReport, ...]:
+        """The reports of serving replicas that answered."""
+        return tuple(replica.load for replica in self.serving if replica.load is not None)
+
+    @property
+    def missing(self) -> tuple[Replica, ...]:
+        """Serving replicas of which nothing is known: never the same as replicas without load."""
+        return tuple(replica for replica in self.serving if replica.load is None)
+
+
+@dataclass(frozen=True)
+class PolicyDecision:
+    """Stage one's answer. An unchanged decision carries the same generation, state and reason.
+
+    `exhausted` says that the objectives are missed and no setting is left that would help: only replicas would.
+    `cut` says that speculation or admission is below what the spec allows.
+    """
+
+    settings: PolicySettings
+    state: TuningState
+    exhausted: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class ScalingDecision:
+    """Stage two's answer.
+
+    `desired` is how many replicas there shall be, `replicas` what the Deployment is told now: more than `desired`
+    while `victims` finish their requests. `record` is set when `desired` changed.
+    """
+
+    desired: int
+    replicas: int
+    victims: tuple[str, ...] = ()
+    reason: str = ""
+    message: str = ""
+    active: bool = True
+    recommendations: tuple[Recommendation, ...] = ()
+    record: ScalingRecord | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How often the stages run and how long they wait, in seconds."""
+
+    tick_seconds: float = 2.0
+    tuning_seconds: float = 5.0
+    scaling_seconds: float = 15.0
+    pending_timeout_seconds: float = 300.0
+    problem_timeout_seconds: float = 120.0
+    retry_seconds: float = 300.0
+    drain_timeout_seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class Due:
+    """Which stages this reconcile runs; a stage that is not due keeps its last decision."""
+
+    tuning: bool = True
+    scaling: bool = True
