@@ -132,6 +132,8 @@ class StepStats:
     accepted_by_position: tuple[int, ...] = ()
     num_drafts: int = 0
     catchup_tokens: int = 0
+    queue_seconds: tuple[float, ...] = ()
+    """From arrival to this step, for every request whose first step this is."""
 
 
 @dataclass(frozen=True, slots=True)
