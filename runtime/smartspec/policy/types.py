@@ -122,3 +122,14 @@ class StepOutcome:
     seconds: StepSeconds
     outcomes: tuple[RequestOutcome, ...]
     tokens_kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What keeps the time per output token within its target: ceilings the scheduler honours, None where it is free.
+
+    `max_running_requests` is at least 1 and `max_prefill_tokens` at least one small chunk: a limit slows, never stops.
+    """
+
+    max_running_requests: int | None = None
+    max_prefill_tokens: int | None = None
