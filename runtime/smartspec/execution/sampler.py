@@ -1,0 +1,131 @@
+"""From logits to the distribution a token is drawn from: temperature, top-k, top-p, min-p and banned endings.
+
+The same processing applies to the target's rows before acceptance and to the draft's rows before drafting. Every
+operation works on each row alone and gives the same bits whatever else is in the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smartspec.scheduling.request import SamplingParams
+
+_MIN_TEMPERATURE = 1e-6
+"""Below it, logits over temperature could overflow; the most probable token already has all the mass."""
+
+_FIRST_WIDTH = 64
+"""How many of the most probable tokens are sorted at first; enough for most top-k and top-p."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingTensors:
+    """The sampling parameters of a batch of rows, as tensors [rows].
+
+    `ranked` and `filtered` index the rows that need sorting, and those with any filter at all. `top_k` 0 is written as
+    the largest integer and `top_p` 1 as infinity: both filter nothing.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    log_min_p: Tensor
+    filtered: Tensor | None
+    ranked: Tensor | None
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device | str | None = None) -> "SamplingTensors":
+        """Parameters row by row; *params* names one entry per row of logits."""
+        ranked = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
+        filtered = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0]
+        return cls(
+            temperature=torch.tensor([max(p.temperature, _MIN_TEMPERATURE) for p in params], device=device),
+            top_k=torch.tensor([p.top_k if p.top_k > 0 else 1 << 62 for p in params], device=device),
+            top_p=torch.tensor(
+                [p.top_p if p.top_p < 1.0 else math.inf for p in params], dtype=torch.float64, device=device
+            ),
+            log_min_p=torch.tensor([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params], device=device),
+            filtered=torch.tensor(filtered, device=device) if filtered else None,
+            ranked=torch.tensor(ranked, device=device) if ranked else None,
+        )
+
+
+def process_logits(logits: Tensor, params: SamplingTensors) -> Tensor:
+    """The log probabilities each row is sampled from: float32 [rows, vocab], normalised, -inf for what is filtered out.
+
+    The order is temperature, top-k, top-p over what top-k left, min-p (as in transformers). Tokens as probable as the
+    last one kept are kept too, so that the outcome never depends on a sort's order.
+    """
+    log_probs = torch.log_softmax(logits / params.temperature[:, None], dim=-1)
+    if params.filtered is None:
+        return log_probs
+    thresholds = log_probs.amax(dim=-1) + params.log_min_p
+    if params.ranked is not None:
+        ranks = _rank_thresholds(log_probs, params.ranked, params.top_k, params.top_p)
+        thresholds[params.ranked] = torch.maximum(thresholds[params.ranked], ranks)
+    # Rows without a filter are left out: normalising them once more would change their last bits with the batch.
+    kept = log_probs[params.filtered]
+    kept = kept.masked_fill_(kept < thresholds[params.filtered, None], -torch.inf)
+    log_probs[params.filtered] = torch.log_softmax(kept, dim=-1)
+    return log_probs
+
+
+def ban_endings(
+    logits: Tensor, params: Sequence[SamplingParams], num_output_tokens: Sequence[int], eos_token_ids: frozenset[int]
+) -> Tensor:
+    """Logits with -inf for each token that would end its row's request before `min_tokens`; others' rows untouched.
+
+    A row that would be the n-th output token has n - 1 in *num_output_tokens*. *logits* itself is not written to.
+    """
+    rows: list[int] = []
+    tokens: list[int] = []
+    for row, (sampling, count) in enumerate(zip(params, num_output_tokens, strict=True)):
+        if count < sampling.min_tokens:
+            endings = sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | eos_token_ids
+            tokens += [token for token in endings if 0 <= token < logits.shape[1]]
+            rows += [row] * (len(tokens) - len(rows))
+    if not rows:
+        return logits
+    return logits.index_put(
+        (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device)),
+        logits.new_tensor(-torch.inf),
+    )
+
+
+def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log probability of one token per row under the model itself, before temperature and filters."""
+    return torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
+
+
+def _rank_thresholds(log_probs: Tensor, rows: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The least log probability that top-k and top-p keep, for each of *rows* (indices of *log_probs*).
+
+    Only the head of a row is sorted, and more of it when the head does not decide: sums run from the most probable
+    token on, so the width that decided does not show in the result.
+    """
+    vocab = log_probs.shape[1]
+    thresholds = log_probs.new_empty(len(rows))
+    pending = torch.arange(len(rows), device=rows.device)
+    width = min(vocab, _FIRST_WIDTH)
+    while True:
+        at = rows[pending]
+        head = log_probs[at].topk(width, dim=-1).values
+        probs = head.double().exp_()
+        mass = probs.cumsum(dim=-1)
+        k, p = top_k[at], top_p[at]
+        # Top-p is a share of what top-k left: all of it (1) where there is no top-k.
+        last = k.clamp_max(width)[:, None] - 1
+        within = mass.gather(1, last)[:, 0]
+        total = torch.where(k <= width, within, 1.0)
+        before = mass - probs
+        count = torch.minimum((before < (p * total)[:, None]).sum(dim=-1), k).clamp_(1, width)
+        thresholds[pending] = head.gather(1, count[:, None] - 1)[:, 0]
+        if width == vocab:
+            return thresholds
+        decided = (k <= width) | ((k > vocab) & (mass[:, -1] >= p))
+        pending = pending[~decided]
+        if not len(pending):
+            return thresholds
+        width = min(vocab, width * 16)
