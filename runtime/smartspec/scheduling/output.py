@@ -56,18 +56,23 @@ class ScheduledRequest:
     proposer: Proposer | None = None
     num_speculative_tokens: int = 0
     lookup_tokens: tuple[int, ...] = ()
+    lookup_match_tokens: int = 0
     draft_start: int = 0
     catchup_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The plan of one step. Empty `scheduled` means that there is nothing to do."""
+    """The plan of one step. Empty `scheduled` means that there is nothing to do.
+
+    `first_scheduled` are the requests that leave the queue for the first time in this step.
+    """
 
     scheduled: tuple[ScheduledRequest, ...]
     decision: Decision
     num_prefill_tokens: int = 0
     num_preempted: int = 0
+    first_scheduled: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -138,7 +143,8 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one engine step brought."""
+    """What one engine step brought; `first_scheduled` as in its plan."""
 
     outputs: tuple[RequestOutput, ...]
     stats: StepStats | None
+    first_scheduled: tuple[str, ...] = ()

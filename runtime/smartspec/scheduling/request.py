@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from smartspec.policy.types import SpeculationMode
+from smartspec.policy.types import SpeculationMode, Verifier
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -69,6 +69,7 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     priority: int = 0
     token_ids: list[int] = field(default_factory=list)
+    verifier: Verifier = "greedy"
     num_computed_tokens: int = 0
     num_draft_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
@@ -93,6 +94,11 @@ class Request:
     def num_output_tokens(self) -> int:
         """Generated tokens so far."""
         return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Committed tokens whose KV is not computed yet: 1 when the request decodes, more while it prefills."""
+        return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def output_token_ids(self) -> list[int]:
