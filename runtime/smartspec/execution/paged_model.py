@@ -1,0 +1,93 @@
+"""One transformers model over its own paged cache: rows of many requests in, logits out."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from smartspec.execution.attention import LayerGeometry, answering, survey, use_paged_attention
+from smartspec.execution.batch import Segment
+from smartspec.execution.compiled_attention import CompiledAttention
+from smartspec.execution.kv_cache import allocate
+from smartspec.execution.ragged import RaggedBatch, pack
+from smartspec.execution.torch_attention import TorchAttention
+
+
+class AttentionBackend(Protocol):
+    """Paged attention over the caches of all layers."""
+
+    invariant: bool
+
+    def begin(self, batch: RaggedBatch) -> None:
+        """Prepare for a step."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Store, then attend; see `CompiledAttention.attend`."""
+
+
+class PagedModel:
+    """*model* with keys and values in blocks. It is put on paged attention, in evaluation mode, and kept so.
+
+    `row_multiple`: rows are padded to a multiple of it, for matrix products whose bits depend on the number of rows.
+    Raises UnsupportedModelError when transformers does not let the model's attention be replaced.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_blocks: int,
+        block_size: int,
+        layers: Sequence[LayerGeometry] | None = None,
+        row_multiple: int = 1,
+    ) -> None:
+        model.eval()
+        use_paged_attention(model)
+        self.model = model
+        self.layers = list(layers if layers is not None else survey(model))
+        self.num_blocks, self.block_size, self.row_multiple = num_blocks, block_size, row_multiple
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.device = model.device
+        caches = allocate(self.layers, num_blocks=num_blocks, block_size=block_size, device=self.device)
+        kinds = {layer.dtype for layer in self.layers}
+        compiled = self.device.type == "cpu" and kinds in ({torch.float32}, {torch.bfloat16})
+        self.attention: AttentionBackend = (CompiledAttention if compiled else TorchAttention)(self.layers, caches)
+        self._next_layer = 0
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """Answer the next attention call of the running forward (see `attention.ForwardPass`)."""
+        layer = self._next_layer
+        self._next_layer = layer + 1
+        return self.attention.attend(layer, query, key, value)
+
+    @torch.inference_mode()
+    def forward(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """float32 logits [sum(num_logits), vocab], rows in segment order; keys and values of all rows are stored."""
+        batch = pack(segments, self.block_size, row_multiple=self.row_multiple)
+        self.attention.begin(batch)
+        self._next_layer = 0
+        num_logits = len(batch.logit_rows)
+        with answering(self):
+            logits: torch.Tensor = self.model(
+                input_ids=torch.from_numpy(batch.input_ids)[None].to(self.device),
+                position_ids=torch.from_numpy(batch.positions)[None].to(self.device),
+                use_cache=False,
+                logits_to_keep=self._kept(batch),
+            ).logits
+        return logits[0, :num_logits].float()
+
+    def _kept(self, batch: RaggedBatch) -> torch.Tensor:
+        rows = batch.logit_rows
+        missing = -len(rows) % self.row_multiple or (0 if len(rows) else self.row_multiple)
+        kept = torch.from_numpy(rows)
+        if missing:
+            kept = torch.cat((kept, kept.new_zeros(missing)))
+        return kept.to(self.device)
