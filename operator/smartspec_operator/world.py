@@ -1,13 +1,17 @@
 """The world as the decisions see it, and what they decide: frozen values, from a live cluster or from a recording."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
 
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
 from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.resource import Manifest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,11 @@ class Problem:
 class Pod:
     """One pod of a SmartSpec. `admin_url` is where its admin port answers; None before it has an address.
 
-    `created` is when the pod was made, the start of the time it has been pending.
+    `since` is when it was made or last became ready or unready: how long a pending one has been waited for.
     """
 
     name: str
-    created: datetime
+    since: datetime
     ready: bool = False
     terminating: bool = False
     admin_url: str | None = None
@@ -93,13 +97,13 @@ class History:
 class Observation:
     """Everything one reconcile knows.
 
-    `replicas` are all pods, terminating ones too; `children` the live objects by (kind, name); `deployed_replicas` is
-    what the Deployment asks for now (None: there is no Deployment). `admin_key_version` changes with the Secret's
+    `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now
+    (None: there is none), `model_source` the model it was made for, `rolling` whether it replaces pods. `admin_key_version` changes with the Secret's
     content and says nothing of it; None when the Secret does not exist.
     """
 
     replicas: tuple[Replica, ...] = ()
-    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
+    service: Manifest | None = None
     deployed_replicas: int | None = None
     rolling: bool = False
     admin_key_version: str | None = None
@@ -115,6 +119,16 @@ class Observation:
     def loads(self) -> tuple[LoadReport, ...]:
         """The reports of serving replicas that answered."""
         return tuple(replica.load for replica in self.serving if replica.load is not None)
+
+    @property
+    def pending(self) -> tuple[Replica, ...]:
+        """Replicas that are not ready yet, or not any more, and are not on their way out."""
+        return tuple(r for r in self.replicas if not (r.pod.ready or r.draining or r.pod.terminating))
+
+    @property
+    def draining(self) -> tuple[Replica, ...]:
+        """Replicas that finish what they have; not those already terminating."""
+        return tuple(replica for replica in self.replicas if replica.draining and not replica.pod.terminating)
 
     @property
     def missing(self) -> tuple[Replica, ...]:
@@ -141,7 +155,8 @@ class ScalingDecision:
     """Stage two's answer.
 
     `desired` is how many replicas there shall be, `replicas` what the Deployment is told now: more than `desired`
-    while `victims` finish their requests. `record` is set when `desired` changed.
+    while `victims` finish their requests. `history` gains a record when `desired` changes; `active` is whether
+    demand decides, rather than `spec.replicas`.
     """
 
     desired: int
@@ -151,7 +166,7 @@ class ScalingDecision:
     message: str = ""
     active: bool = True
     recommendations: tuple[Recommendation, ...] = ()
-    record: ScalingRecord | None = None
+    history: tuple[ScalingRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,7 @@ class Timing:
     scaling_seconds: float = 15.0
     pending_timeout_seconds: float = 300.0
     problem_timeout_seconds: float = 120.0
+    """How long a pod may stay pending, and how long one that names a problem, before it is given up."""
     retry_seconds: float = 300.0
     drain_timeout_seconds: float = 300.0
 
@@ -173,3 +189,21 @@ class Due:
 
     tuning: bool = True
     scaling: bool = True
+
+
+def encode(state: Any) -> str:
+    """A small state as the text of an annotation."""
+    return msgspec.json.encode(state).decode()
+
+
+def decode(text: str | None, kind: type[T], empty: T) -> T:
+    """The inverse of `encode`; *empty* for no text, and for what another version wrote."""
+    try:
+        return empty if text is None else msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError:
+        return empty
+
+
+def timestamp(moment: datetime) -> str:
+    """A moment as the API writes it, in whole seconds of UTC."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,141 @@
+"""The reports of all replicas as one: sums, merged histograms, and what the fleet has learned together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from smartspec.metrics import Histogram
+from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import AcceptancePrior, LatencyPrior, Priors
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Rates are sums over replicas, token means are weighted by requests, speculation by generated tokens."""
+
+    size: int
+    requests_per_second: float
+    tokens_per_second: float
+    mean_prompt_tokens: float
+    mean_generation_tokens: float
+    running: int
+    waiting: int
+    kv_cache_usage: float
+    ttft: Histogram
+    tpot: Histogram
+    mean_k: float
+    acceptance_rate: float
+    predicted_goodput: float
+    measured_goodput: float
+
+    @property
+    def demand_tokens_per_second(self) -> float:
+        """Tokens that arriving requests ask for each second; never less than what is being generated."""
+        return max(self.tokens_per_second, self.requests_per_second * self.mean_generation_tokens)
+
+
+def together(loads: Sequence[LoadReport]) -> Fleet:
+    """All reports as one; zeros for none."""
+    arrivals = [load.shape.requests_per_second for load in loads]
+    tokens = [load.shape.generation_tokens_per_second for load in loads]
+    # Before anything has finished, what requests ask for is the best guess of what they will generate.
+    lengths = [load.shape.mean_generation_tokens or load.shape.mean_requested_tokens for load in loads]
+    return Fleet(
+        size=len(loads),
+        requests_per_second=sum(arrivals),
+        tokens_per_second=sum(tokens),
+        mean_prompt_tokens=_mean([load.shape.mean_prompt_tokens for load in loads], arrivals),
+        mean_generation_tokens=_mean(lengths, arrivals),
+        running=sum(load.num_requests_running for load in loads),
+        waiting=sum(load.num_requests_waiting for load in loads),
+        kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),
+        ttft=reduce(Histogram.merged, (load.ttft for load in loads), Histogram()),
+        tpot=reduce(Histogram.merged, (load.tpot for load in loads), Histogram()),
+        mean_k=_mean([load.speculation.mean_k for load in loads], tokens),
+        acceptance_rate=_mean([load.speculation.acceptance_rate for load in loads], tokens),
+        predicted_goodput=sum(load.speculation.predicted_goodput for load in loads),
+        measured_goodput=sum(load.speculation.measured_goodput for load in loads),
+    )
+
+
+def attainment(fleet: Fleet, ttft_seconds: float | None, tpot_seconds: float | None) -> float | None:
+    """The share of requests within the objective missed most; None without an objective or without requests."""
+    shares = [
+        histogram.share_within(bound)
+        for histogram, bound in ((fleet.ttft, ttft_seconds), (fleet.tpot, tpot_seconds))
+        if bound is not None
+    ]
+    return min((share for share in shares if share is not None), default=None)
+
+
+def merged_priors(all_priors: Iterable[Priors | None]) -> Priors | None:
+    """What the fleet has learned: means weighted by evidence, for the key with the most of it.
+
+    Replicas were seeded by each other, so their evidence overlaps: the merged weight is the largest one, not the sum,
+    or a fleet would grow certain by talking to itself.
+    """
+    by_key: dict[str, list[Priors]] = {}
+    for priors in all_priors:
+        if priors is not None and priors.latency is not None and priors.latency.weight > 0:
+            by_key.setdefault(priors.key, []).append(priors)
+    if not by_key:
+        return None
+    key = max(sorted(by_key), key=lambda k: sum(p.latency.weight for p in by_key[k] if p.latency is not None))
+    known = by_key[key]
+    kinds = sorted({(a.proposer, a.verifier) for priors in known for a in priors.acceptance})
+    return Priors(
+        key=key,
+        latency=_merged_latency([priors.latency for priors in known if priors.latency is not None]),
+        acceptance=tuple(
+            _merged_acceptance([a for p in known for a in p.acceptance if (a.proposer, a.verifier) == kind])
+            for kind in kinds
+        ),
+    )
+
+
+def differ(old: Priors | None, new: Priors | None) -> bool:
+    """Whether *new* is worth writing down: more than noise away from *old*, or resting on twice the evidence."""
+    if new is None or old is None or old.key != new.key:
+        return new is not None
+    assert old.latency is not None and new.latency is not None  # noqa: PT018  merged_priors keeps no other
+    if new.latency.weight >= 2 * old.latency.weight or len(old.acceptance) != len(new.acceptance):
+        return True
+    names = old.latency.coefficients.keys() | new.latency.coefficients.keys()
+    for name in names:
+        a, b = old.latency.coefficients.get(name, 0.0), new.latency.coefficients.get(name, 0.0)
+        if abs(a - b) > 0.3 * max(a, b):
+            return True
+    return any(
+        abs(a - b) > 0.1
+        for before, after in zip(old.acceptance, new.acceptance, strict=True)
+        for a, b in zip(before.rates[:1], after.rates[:1], strict=False)
+    )
+
+
+def _merged_latency(known: Sequence[LatencyPrior]) -> LatencyPrior:
+    weights = [prior.weight for prior in known]
+    names = sorted({name for prior in known for name in prior.coefficients})
+    return LatencyPrior(
+        coefficients={name: _mean([p.coefficients.get(name, 0.0) for p in known], weights) for name in names},
+        weight=max(weights),
+        relative_error=_mean([prior.relative_error for prior in known], weights),
+    )
+
+
+def _merged_acceptance(known: Sequence[AcceptancePrior]) -> AcceptancePrior:
+    depth = max(len(prior.rates) for prior in known)
+    at = [[(p.rates[i], p.weights[i]) for p in known if i < len(p.rates)] for i in range(depth)]
+    return AcceptancePrior(
+        proposer=known[0].proposer,
+        verifier=known[0].verifier,
+        rates=tuple(_mean([rate for rate, _ in pairs], [weight for _, weight in pairs]) for pairs in at),
+        weights=tuple(max(weight for _, weight in pairs) for pairs in at),
+    )
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The weighted mean; the plain one where nothing has weight; 0 for nothing."""
+    total = sum(weights)
+    if total > 0:
+        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,264 @@
+"""The children of a SmartSpec as manifests: pure, and the same for the same decision, so that rest means no writes."""
+
+from typing import Any
+
+from smartspec.policy.settings import PolicySettings, encode_settings
+from smartspec_operator.resource import (
+    ADMIN_PORT_NAME,
+    ANNOTATION_ADMIN_KEY,
+    ANNOTATION_DELETION_COST,
+    ANNOTATION_MODEL,
+    ANNOTATION_RECOMMENDATIONS,
+    ANNOTATION_TUNING,
+    FIELD_MANAGER,
+    GROUP,
+    KIND,
+    LABEL_MANAGED_BY,
+    POLICY_FILE,
+    PORT_NAME,
+    VERSION,
+    Manifest,
+    SecretKey,
+    SmartSpec,
+)
+from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision, encode
+
+PORT = 8000
+ADMIN_PORT = 8001
+SERVICE_PORT = 80
+USER_ID = 65532
+LAME_DUCK_SECONDS = 10
+EXIT_SECONDS = 20
+POLICY_FOLDER = "/etc/smartspec/policy"
+CACHE_FOLDER = "/cache"
+DELETE_FIRST = "-1000"
+
+
+def children(
+    owner: SmartSpec, seen: Observation, policy: PolicyDecision, scale: ScalingDecision, *, image: str, new_key: str
+) -> list[Manifest]:
+    """All children in the order in which they need each other; *new_key* is used only where no admin key exists."""
+    manifests = [_policy_config_map(owner, policy), _service(owner), _deployment(owner, seen, scale, image)]
+    if seen.admin_key_version is None and owner.spec.server.admin_key_secret_ref is None:
+        manifests.insert(0, _admin_key_secret(owner, new_key))
+    manifests.extend(_victim(owner, pod) for pod in scale.victims)
+    return manifests
+
+
+def serve_arguments(owner: SmartSpec) -> list[str]:
+    """What `smartspec` is told: `serve` and flags. Keys never appear among them."""
+    spec = owner.spec
+    speculation, server, method = spec.speculation, spec.server, spec.speculation.method
+    arguments = ["serve", spec.model.source, "--served-name", owner.served_name, "--dtype", spec.model.dtype]
+    optional = {"--revision": spec.model.revision, "--max-model-len": spec.model.max_model_len}
+    if speculation.draft is not None and method in ("Auto", "DraftModel"):
+        optional |= {"--draft": speculation.draft.source, "--draft-revision": speculation.draft.revision}
+    for flag, value in optional.items():
+        if value is not None:
+            arguments += [flag, str(value)]
+    if method in ("DraftModel", "Off"):
+        arguments.append("--no-prompt-lookup")
+    drain = max(1, spec.template.termination_grace_period_seconds - LAME_DUCK_SECONDS - EXIT_SECONDS)
+    flags: dict[str, Any] = {
+        "--policy": policy_name(owner),
+        "--num-speculative-tokens": speculation.max_tokens,
+        "--verification": speculation.verification.lower(),
+        "--max-num-seqs": server.max_num_seqs,
+        "--max-num-batched-tokens": server.max_num_batched_tokens,
+        "--max-queued-requests": server.max_queued_requests,
+        "--host": "0.0.0.0",
+        "--port": PORT,
+        "--admin-host": "0.0.0.0",
+        "--admin-port": ADMIN_PORT,
+        "--policy-file": f"{POLICY_FOLDER}/{POLICY_FILE}",
+        "--lame-duck": LAME_DUCK_SECONDS,
+        "--drain-timeout": drain,
+    }
+    return arguments + [str(part) for flag in flags.items() for part in flag]
+
+
+def policy_name(owner: SmartSpec) -> str:
+    """The runtime's name of the policy: a method of `Off` switches every policy off."""
+    return "off" if owner.spec.speculation.method == "Off" else owner.spec.speculation.policy.lower()
+
+
+def _metadata(owner: SmartSpec, name: str, **more: Any) -> dict[str, Any]:
+    reference = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    labels = {**owner.labels, LABEL_MANAGED_BY: FIELD_MANAGER}
+    return {"name": name, "namespace": owner.namespace, "labels": labels, "ownerReferences": [reference], **more}
+
+
+def _policy_config_map(owner: SmartSpec, policy: PolicyDecision) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(
+            owner, owner.policy_config_map, annotations={ANNOTATION_TUNING: encode(policy.state)}
+        ),
+        "data": {POLICY_FILE: settings_text(policy.settings)},
+    }
+
+
+def settings_text(settings: PolicySettings) -> str:
+    """The policy as replicas read it from the mounted file."""
+    return encode_settings(settings).decode()
+
+
+def _service(owner: SmartSpec) -> Manifest:
+    # The admin port stands in no Service: only the operator speaks to it, pod by pod.
+    port = {"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(owner, owner.name),
+        "spec": {"type": "ClusterIP", "selector": owner.labels, "ports": [port]},
+    }
+
+
+def _admin_key_secret(owner: SmartSpec, key: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(owner, owner.admin_key.name),
+        "type": "Opaque",
+        "stringData": {owner.admin_key.key: key},
+    }
+
+
+def _victim(owner: SmartSpec, pod: str) -> Manifest:
+    """The mark by which the ReplicaSet controller deletes this pod before others (from Kubernetes 1.22 on)."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod,
+            "namespace": owner.namespace,
+            "annotations": {ANNOTATION_DELETION_COST: DELETE_FIRST},
+        },
+    }
+
+
+def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, image: str) -> Manifest:
+    annotations = {ANNOTATION_MODEL: owner.spec.model.source}
+    if scale.recommendations:
+        annotations[ANNOTATION_RECOMMENDATIONS] = encode(scale.recommendations)
+    pod_annotations = dict(owner.spec.template.annotations)
+    if seen.admin_key_version is not None:  # a key that changes rolls the pods, which read it once, at their start
+        pod_annotations[ANNOTATION_ADMIN_KEY] = seen.admin_key_version
+    pod_labels = {**owner.labels, LABEL_MANAGED_BY: FIELD_MANAGER}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(owner, owner.name, annotations=annotations),
+        "spec": {
+            "replicas": scale.replicas,
+            "selector": {"matchLabels": owner.labels},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "progressDeadlineSeconds": 1800,  # weights are large: a replica may load for many minutes
+            "revisionHistoryLimit": 3,
+            "template": {
+                "metadata": {"labels": pod_labels, "annotations": pod_annotations},
+                "spec": _pod(owner, image),
+            },
+        },
+    }
+
+
+def _pod(owner: SmartSpec, image: str) -> dict[str, Any]:
+    template = owner.spec.template
+    optional = {
+        "imagePullSecrets": template.image_pull_secrets,
+        "nodeSelector": template.node_selector,
+        "tolerations": template.tolerations,
+        "affinity": template.affinity,
+        "serviceAccountName": template.service_account_name,
+        "runtimeClassName": template.runtime_class_name,
+        "priorityClassName": template.priority_class_name,
+    }
+    cache = owner.spec.storage.cache
+    if cache.claim_name is not None:
+        cache_volume: dict[str, Any] = {"persistentVolumeClaim": {"claimName": cache.claim_name}}
+    else:
+        cache_volume = {"emptyDir": {"sizeLimit": cache.size_limit} if cache.size_limit else {}}
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(owner, image)],
+        "volumes": [
+            {"name": "cache", **cache_volume},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "policy", "configMap": {"name": owner.policy_config_map}},
+            *template.volumes,
+        ],
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+def _container(owner: SmartSpec, image: str) -> dict[str, Any]:
+    template = owner.spec.template
+    optional = {"imagePullPolicy": template.image_pull_policy, "resources": template.resources}
+
+    def probe(path: str, **more: Any) -> dict[str, Any]:
+        return {"httpGet": {"path": path, "port": PORT_NAME}, "timeoutSeconds": 2, **more}
+
+    return {
+        "name": "smartspec",
+        "image": template.image or image,
+        "command": ["smartspec"],
+        "args": serve_arguments(owner),
+        "env": _environment(owner),
+        "ports": [
+            {"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"},
+            {"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
+        ],
+        "startupProbe": probe("/health", periodSeconds=5, failureThreshold=360),
+        "livenessProbe": probe("/health", periodSeconds=10, failureThreshold=6),
+        "readinessProbe": probe("/ready", periodSeconds=2, failureThreshold=2),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "cache", "mountPath": CACHE_FOLDER},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "policy", "mountPath": POLICY_FOLDER, "readOnly": True},
+            *template.volume_mounts,
+        ],
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+def _environment(owner: SmartSpec) -> list[dict[str, Any]]:
+    def from_secret(name: str, secret: SecretKey | None) -> list[dict[str, Any]]:
+        if secret is None:
+            return []
+        return [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}]
+
+    server, own = owner.spec.server, owner.spec.template.env
+    ours = [
+        *from_secret("SMARTSPEC_ADMIN_KEY", owner.admin_key),
+        *from_secret("SMARTSPEC_API_KEY", server.api_key_secret_ref),
+        *from_secret("HF_TOKEN", owner.spec.model.hub_token_secret_ref),
+        # The root file system is read-only: what libraries write goes to the mounted folders.
+        {"name": "HOME", "value": "/tmp"},
+        {"name": "HF_HOME", "value": f"{CACHE_FOLDER}/huggingface"},
+        {"name": "XDG_CACHE_HOME", "value": CACHE_FOLDER},
+    ]
+    named = {variable.get("name") for variable in own}
+    return [variable for variable in ours if variable["name"] not in named] + list(own)

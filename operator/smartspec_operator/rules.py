@@ -1,0 +1,58 @@
+"""Rules over several fields: the CRD's CEL rules once more, for API servers that know no CEL (before 1.25) and for files.
+
+A test runs one table of cases against both.
+"""
+
+import re
+
+from smartspec_operator.resource import Spec
+
+MAX_NAME_LENGTH = 50
+NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+OUR_VOLUMES = frozenset({"cache", "tmp", "policy"})
+OUR_VARIABLES = frozenset({"SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"})
+
+
+def violations(name: str, spec: Spec, running_source: str | None = None) -> list[str]:
+    """Every rule that *spec* breaks, each naming its field; *running_source* is the model that runs already."""
+    speculation, scale, server, template = spec.speculation, spec.autoscaling, spec.server, spec.template
+    cache = spec.storage.cache
+    rules = [
+        (
+            len(name) <= MAX_NAME_LENGTH and NAME.fullmatch(name) is not None,
+            "metadata.name: must be at most 50 lowercase letters, digits and dashes, and begin with a letter",
+        ),
+        (
+            running_source in (None, spec.model.source),
+            "spec.model.source: is immutable; make another SmartSpec for another model",
+        ),
+        (
+            speculation.method != "DraftModel" or speculation.draft is not None,
+            "spec.speculation.draft: is required by method DraftModel",
+        ),
+        (
+            speculation.method != "PromptLookup" or speculation.draft is None,
+            "spec.speculation.draft: method PromptLookup uses none",
+        ),
+        (
+            scale is None or scale.min_replicas <= scale.max_replicas,
+            "spec.autoscaling.minReplicas: must not exceed maxReplicas",
+        ),
+        (
+            server.max_num_batched_tokens >= server.max_num_seqs,
+            "spec.server.maxNumBatchedTokens: must be at least maxNumSeqs",
+        ),
+        (
+            cache.claim_name is None or cache.size_limit is None,
+            "spec.storage.cache: sizeLimit and claimName exclude each other",
+        ),
+        (
+            not OUR_VOLUMES & {volume["name"] for volume in template.volumes},
+            "spec.template.volumes: the names cache, tmp and policy are taken",
+        ),
+        (
+            not OUR_VARIABLES & {variable["name"] for variable in template.env},
+            "spec.template.env: keys come from spec.server.apiKeySecretRef and adminKeySecretRef",
+        ),
+    ]
+    return [message for holds, message in rules if not holds]
