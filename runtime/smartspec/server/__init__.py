@@ -1,1 +1,1 @@
-"""HTTP: the OpenAI-compatible endpoint and the admin port. The only package that knows aiohttp."""
+"""HTTP: the OpenAI-compatible public port and the admin port. The only package that knows aiohttp and Prometheus."""

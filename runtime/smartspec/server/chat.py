@@ -1,0 +1,111 @@
+"""`POST /v1/chat/completions`: a conversation in, the next turn out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from smartspec.scheduling.client import GenerationDelta, GenerationRequest
+from smartspec.server.answers import Choice, answer, new_id, now_unix
+from smartspec.server.context import CONTEXT, read_body
+from smartspec.server.errors import ApiError
+from smartspec.server.parameters import (
+    check_model,
+    encode_chat,
+    room_for_answer,
+    sampling_params,
+    speculation_params,
+)
+from smartspec.server.protocol import ChatBody
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    """How this endpoint writes: the role comes in an opening chunk of its own, the text in those after it."""
+
+    answer_id: str
+    model: str
+    created: int
+    with_logprobs: bool
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.answer_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def _logprobs(self, texts: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        return {"content": [_token(text, logprob) for text, logprob in zip(texts, logprobs, strict=True)]}
+
+    def _chunk(
+        self, index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._object("chat.completion.chunk", [choice])
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """Who speaks."""
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def chunk(self, index: int, delta: GenerationDelta) -> dict[str, Any]:
+        """One chunk of a stream."""
+        logprobs = self._logprobs(delta.token_texts, delta.logprobs)
+        return self._chunk(index, {"content": delta.text} if delta.text else {}, logprobs, delta.finish_reason)
+
+    def last_chunk(self) -> dict[str, Any]:
+        """The chunk without choices that carries the usage."""
+        return self._object("chat.completion.chunk", [])
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The complete answer."""
+        return self._object(
+            "chat.completion",
+            [
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "logprobs": self._logprobs(choice.token_texts, choice.logprobs),
+                    "finish_reason": choice.finish_reason,
+                }
+                for index, choice in enumerate(choices)
+            ],
+        )
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    # Half a character has no text of its own, and its bytes are not known here.
+    octets = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": logprob, "bytes": octets, "top_logprobs": []}
+
+
+async def create_chat_completion(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation, `n` times."""
+    engine = request.app[CONTEXT].lifecycle.accepting_engine
+    body, headers = await read_body(request, ChatBody)
+    info = engine.info
+    check_model(info, body.model)
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        message = "max_tokens and max_completion_tokens differ; max_completion_tokens is the newer name"
+        raise ApiError(400, message, param="max_tokens")
+    token_ids = await encode_chat(engine, body.messages)
+    wanted = body.max_completion_tokens or body.max_tokens
+    max_tokens = room_for_answer(info, len(token_ids), wanted, param="messages")
+    speculation = speculation_params(body)
+    answer_id = new_id("chatcmpl")
+    requests = [
+        GenerationRequest(
+            f"{answer_id}-{choice}",
+            token_ids,
+            sampling_params(body, max_tokens=max_tokens, logprobs=body.logprobs, choice=choice),
+            speculation,
+        )
+        for choice in range(body.n)
+    ]
+    shape = ChatShape(answer_id, info.model, now_unix(), body.logprobs)
+    return await answer(request, body, requests, shape, headers)

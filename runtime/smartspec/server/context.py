@@ -1,0 +1,47 @@
+"""What every handler needs, and how it reads a body."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiohttp import web
+from msgspec import Struct
+
+from smartspec.server.errors import route_of
+from smartspec.server.exposition import Exposition
+from smartspec.server.lifecycle import Lifecycle
+from smartspec.server.protocol import decode_body
+
+log = logging.getLogger(__name__)
+
+Body = TypeVar("Body", bound=Struct)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The server behind both ports. *clock* counts seconds from anywhere, and never backwards."""
+
+    lifecycle: Lifecycle
+    exposition: Exposition
+    clock: Callable[[], float] = time.monotonic
+
+
+CONTEXT = web.AppKey("context", Context)
+IGNORED_FIELDS_HEADER = "X-SmartSpec-Ignored-Fields"
+
+
+async def read_body(request: web.Request, kind: type[Body]) -> tuple[Body, dict[str, str]]:
+    """The body as *kind*, and the headers its answer gets: fields that mean nothing here are named in one.
+
+    Raises `ApiError` for a bad body, and aiohttp's own 413 for one that is too large.
+    """
+    body, ignored = decode_body(await request.read(), kind)
+    # Names come from the client: only what looks like a name is repeated, and not without end.
+    names = ", ".join(name for name in ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII))[:512]
+    if not ignored:
+        return body, {}
+    log.warning("event=ignored_fields route=%s fields=%r", route_of(request), names)
+    return body, {IGNORED_FIELDS_HEADER: names}

@@ -1,0 +1,138 @@
+"""`/metrics`: what the engine and the server report, kept in prometheus-client under the names of the contract."""
+
+from collections.abc import Callable
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import Histogram as PrometheusHistogram
+
+from smartspec import __version__, metrics
+from smartspec.metrics import METRICS, Metric
+from smartspec.policy.load import LoadReport
+from smartspec.scheduling.client import EngineInfo, GenerationDelta
+from smartspec.scheduling.output import StepStats
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Exposition:
+    """All metrics of the contract for one model, in a registry of their own."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._registry = CollectorRegistry()
+        self._counters: dict[Metric, Counter] = {}
+        self._gauges: dict[Metric, Gauge] = {}
+        self._histograms: dict[Metric, PrometheusHistogram] = {}
+        ProcessCollector(registry=self._registry)
+        for metric in METRICS:
+            self._register(metric)
+        self._gauges[metrics.BUILD_INFO].labels(model, __version__).set(1)
+
+    def _register(self, metric: Metric) -> None:
+        labels = ("model_name", *metric.labels)
+        match metric.kind:
+            case "counter":  # the client appends _total itself
+                name = metric.name.removesuffix("_total")
+                self._counters[metric] = counter = Counter(name, metric.help, labels, registry=self._registry)
+                if not metric.labels:
+                    counter.labels(self._model)  # shown as 0 before the first event, so that rates start right
+            case "histogram":
+                self._histograms[metric] = PrometheusHistogram(
+                    metric.name, metric.help, labels, registry=self._registry, buckets=metric.buckets
+                )
+            case "gauge" | "info":  # an info is a gauge that is 1, as vLLM shows it
+                self._gauges[metric] = Gauge(metric.name, metric.help, labels, registry=self._registry)
+
+    def count(self, metric: Metric, amount: float = 1, *labels: str) -> None:
+        """Add *amount* to a counter."""
+        self._counters[metric].labels(self._model, *labels).inc(amount)
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        """Add one observation to a histogram."""
+        self._histograms[metric].labels(self._model, *labels).observe(value)
+
+    def describe(self, info: EngineInfo) -> None:
+        """Show what was loaded."""
+        shown = self._gauges[metrics.CACHE_CONFIG_INFO]
+        shown.labels(self._model, str(info.block_size), str(info.num_blocks), info.dtype).set(1)
+
+    def observe_step(self, stats: StepStats) -> None:
+        """Count one engine step."""
+        measured, predicted = stats.seconds.total, stats.decision.predicted_seconds
+        self.count(metrics.STEPS)
+        for part in ("draft", "target", "host"):
+            self.count(metrics.STEP_SECONDS, max(0.0, getattr(stats.seconds, part)), part)
+        self.count(metrics.TOKENS_KEPT, stats.tokens_kept)
+        self.count(metrics.PREDICTED_STEP_SECONDS, max(0.0, predicted))
+        self.count(metrics.PREDICTED_TOKENS, max(0.0, stats.decision.predicted_tokens))
+        if measured > 0 and predicted > 0:
+            self.observe(metrics.TIME_MODEL_ERROR, abs(predicted - measured) / measured)
+        self.observe(metrics.ITERATION_TOKENS, stats.features.target_tokens)
+        self.count(metrics.NUM_PREEMPTIONS, stats.num_preempted)
+        for seconds in stats.queue_seconds:
+            self.observe(metrics.QUEUE_TIME, seconds)
+        self._observe_speculation(stats)
+
+    def _observe_speculation(self, stats: StepStats) -> None:
+        self.count(metrics.SPEC_DRAFTS, stats.num_drafts)
+        self.count(metrics.SPEC_DRAFT_TOKENS, sum(stats.drafted_by_proposer.values()))
+        self.count(metrics.SPEC_ACCEPTED_TOKENS, sum(stats.accepted_by_proposer.values()))
+        for position, accepted in enumerate(stats.accepted_by_position):
+            self.count(metrics.SPEC_ACCEPTED_PER_POSITION, accepted, str(position))
+        for proposer, drafted in stats.drafted_by_proposer.items():
+            accepted = stats.accepted_by_proposer.get(proposer, 0)
+            self.count(metrics.DRAFT_TOKENS, drafted, proposer)
+            self.count(metrics.ACCEPTED_TOKENS, accepted, proposer)
+            self.count(metrics.WASTED_DRAFT_TOKENS, drafted - accepted, proposer)
+        for proposer, k in stats.k_by_request:
+            self.observe(metrics.SPECULATIVE_TOKENS, k, proposer)
+        self.count(metrics.CATCHUP_TOKENS, stats.catchup_tokens)
+        self.count(metrics.PROBES, int(stats.decision.probe))
+
+    def render(self, load: LoadReport) -> bytes:
+        """The text of `/metrics`, its gauges taken from *load*."""
+        for metric, value in (
+            (metrics.NUM_REQUESTS_RUNNING, load.num_requests_running),
+            (metrics.NUM_REQUESTS_WAITING, load.num_requests_waiting),
+            (metrics.KV_CACHE_USAGE, load.kv_cache_usage),
+            (metrics.GOODPUT_MEASURED, load.speculation.measured_goodput),
+            (metrics.GOODPUT_PREDICTED, load.speculation.predicted_goodput),
+            (metrics.MEAN_SPECULATIVE_TOKENS, load.speculation.mean_k),
+            (metrics.ACCEPTANCE_RATE, load.speculation.acceptance_rate),
+            (metrics.POLICY_GENERATION, load.generation),
+            (metrics.READY, float(load.state == "ready")),
+        ):
+            self._gauges[metric].labels(self._model).set(value)
+        return prometheus_client.generate_latest(self._registry)
+
+
+class SequenceTimer:
+    """Latencies and counts of one sequence, as its client meets them, from its deltas."""
+
+    def __init__(self, exposition: Exposition, clock: Callable[[], float]) -> None:
+        self._exposition = exposition
+        self._clock = clock
+        self._arrival = clock()
+        self._first: float | None = None
+        self._last = self._arrival
+        self._counted = 0
+
+    def observe(self, delta: GenerationDelta) -> None:
+        """Take in the next delta."""
+        now, shown = self._clock(), self._exposition
+        if self._first is None:
+            self._first = now
+            shown.count(metrics.PROMPT_TOKENS, delta.num_prompt_tokens)
+            shown.observe(metrics.TIME_TO_FIRST_TOKEN, now - self._arrival)
+        elif delta.num_generation_tokens > self._counted:
+            shown.observe(metrics.INTER_TOKEN_LATENCY, now - self._last)
+        shown.count(metrics.GENERATION_TOKENS, delta.num_generation_tokens - self._counted)
+        self._counted, self._last = delta.num_generation_tokens, now
+        if delta.finish_reason is not None:
+            shown.count(metrics.REQUEST_SUCCESS, 1, delta.finish_reason)
+            shown.observe(metrics.E2E_LATENCY, now - self._arrival)
+            shown.observe(metrics.REQUEST_PROMPT_TOKENS, delta.num_prompt_tokens)
+            shown.observe(metrics.REQUEST_GENERATION_TOKENS, self._counted)
+            if self._counted > 1:
+                shown.observe(metrics.TIME_PER_OUTPUT_TOKEN, (now - self._first) / (self._counted - 1))

@@ -1,0 +1,98 @@
+"""From a request body to what the engine is asked: sampling, speculation, and prompts that fit."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from smartspec.scheduling.client import EngineClient, EngineInfo, Tokenizer
+from smartspec.scheduling.request import SamplingParams, SpeculationParams
+from smartspec.server.errors import ApiError
+from smartspec.server.protocol import GenerationBody, Message
+
+SEED_MODULUS = 2**63
+LONG_TEXT_CHARACTERS = 16_384
+"""Tokenising more than this takes milliseconds: it is done beside the event loop, so that streams do not stall."""
+
+
+def check_model(info: EngineInfo, model: str | None) -> None:
+    """Refuse a model that is not the one served; a body without one means the one there is."""
+    if model is not None and model != info.model:
+        message = f"the model {model[:200]!r} does not exist here; this server has {info.model!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def sampling_params(body: GenerationBody, *, max_tokens: int, logprobs: bool, choice: int = 0) -> SamplingParams:
+    """How to sample the *choice*-th of the body's `n` sequences.
+
+    Each choice of a seeded request has a seed of its own, the first the one named, so that choices differ.
+    """
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+    if "" in stop:
+        raise ApiError(400, "stop: a stop string must not be empty", param="stop")
+    if body.min_tokens > max_tokens:
+        message = f"min_tokens ({body.min_tokens}) must not be above the number of tokens asked for ({max_tokens})"
+        raise ApiError(400, message, param="min_tokens")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_k=max(0, body.top_k),
+        top_p=body.top_p,
+        min_p=body.min_p,
+        seed=None if body.seed is None else (body.seed + choice) % SEED_MODULUS,
+        stop=stop,
+        stop_token_ids=frozenset(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        logprobs=logprobs,
+    )
+
+
+def speculation_params(body: GenerationBody) -> SpeculationParams:
+    """How the request wants to be speculated upon."""
+    wish = body.speculation
+    if wish.mode == "fixed" and wish.max_tokens is None:
+        message = "speculation.max_tokens is required when speculation.mode is fixed"
+        raise ApiError(400, message, param="speculation.max_tokens")
+    return SpeculationParams(wish.mode, wish.max_tokens)
+
+
+def room_for_answer(info: EngineInfo, num_prompt_tokens: int, max_tokens: int | None, *, param: str) -> int:
+    """How many tokens may be generated: what was asked for, or all that fits; raises `ApiError` when it does not."""
+    room = info.max_model_len - num_prompt_tokens
+    if room >= 1 and (max_tokens is None or max_tokens <= room):
+        return room if max_tokens is None else max_tokens
+    asked = "" if max_tokens is None else f" and {max_tokens} to generate"
+    message = f"the context length is {info.max_model_len} tokens; the request has {num_prompt_tokens}{asked}"
+    raise ApiError(400, message, param=param if room < 1 else "max_tokens", code="context_length_exceeded")
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of *text*, without holding up the event loop when the text is long."""
+    if len(text) < LONG_TEXT_CHARACTERS:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+async def encode_chat(engine: EngineClient, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation; the template writes all special tokens itself."""
+    text = engine.tokenizer.apply_chat_template(
+        [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    )
+    return await encode(engine.tokenizer, text, add_special_tokens=False)
+
+
+def _plain_message(message: Message, where: str) -> dict[str, Any]:
+    """What templates understand: a role and a text. `developer` is OpenAI's newer word for `system`."""
+    role = "system" if message.role == "developer" else message.role
+    if message.content is None or isinstance(message.content, str):
+        return {"role": role, "content": message.content or ""}
+    texts = []
+    for index, part in enumerate(message.content):
+        if part.type != "text":
+            param = f"{where}.content[{index}].type"
+            raise ApiError(400, f"{param}: only text is supported, got {part.type[:40]!r}", param=param)
+        if part.text is None:
+            param = f"{where}.content[{index}].text"
+            raise ApiError(400, f"{param} is missing", param=param)
+        texts.append(part.text)
+    return {"role": role, "content": "".join(texts)}

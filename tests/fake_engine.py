@@ -1,0 +1,237 @@
+"""An honest little engine for tests of the server alone: it queues, steps, aborts, drains and fails like the real one."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import PolicySettings
+from smartspec.policy.types import Decision, StepFeatures, StepSeconds
+from smartspec.scheduling.client import (
+    EngineInfo,
+    GenerationDelta,
+    GenerationRequest,
+    InvalidRequestError,
+    NotAcceptingError,
+    QueueFullError,
+    StalePolicyError,
+)
+from smartspec.scheduling.output import StepStats
+
+INFO = EngineInfo(
+    model="fake", max_model_len=256, dtype="float32", device="cpu", attention="paged", invariant=True,
+    proposers=("draft", "lookup"), num_blocks=64, block_size=16, key="k", created=1_700_000_000,
+    target="models/fake", draft="models/fake-draft",
+)  # fmt: skip
+
+
+class CharacterTokenizer:
+    """One token per character, its code point the id; begin-of-text is 1 and shows only on request."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Code points, after a begin token."""
+        return [1] * add_special_tokens + [ord(character) for character in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The characters."""
+        return "".join(chr(token) for token in token_ids if token != 1 or not skip_special_tokens)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """`role: content` lines; refuses tool turns, as some templates do."""
+        if any(message["role"] == "tool" for message in messages):
+            raise InvalidRequestError("messages", "messages: this template knows no tool turns")
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
+
+
+@dataclass(eq=False)
+class FakeSequence:
+    """One running or waiting sequence."""
+
+    request: GenerationRequest
+    text: str
+    deltas: asyncio.Queue[GenerationDelta | Exception] = field(default_factory=asyncio.Queue)
+    num_sent: int = 0
+
+
+class FakeEngine:
+    """Continues every prompt with its own text, turned round and over again, *tokens_per_step* at a time.
+
+    Steps come every *step_seconds*, or on `step()` alone when that is None.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_seconds: float | None = 0.0,
+        tokens_per_step: int = 2,
+        max_num_seqs: int = 8,
+        max_queued_requests: int = 8,
+    ) -> None:
+        self.info = INFO
+        self.tokenizer = CharacterTokenizer()
+        self.failure: str | None = None
+        self.running: list[FakeSequence] = []
+        self.waiting: deque[FakeSequence] = deque()
+        self.requests: list[GenerationRequest] = []
+        self.aborted: list[str] = []
+        self.num_rejected = 0
+        self._step_seconds = step_seconds
+        self._tokens_per_step = tokens_per_step
+        self._max_num_seqs = max_num_seqs
+        self._max_queued_requests = max_queued_requests
+        self._settings = PolicySettings()
+        self._observers: list[Callable[[StepStats], None]] = []
+        self._accepting = True
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._work: asyncio.Task[None] | None = None
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Queue *request*."""
+        if self.failure or not self._accepting:
+            raise NotAcceptingError(self.failure or "draining")
+        if any(token < 0 or token > 0x10FFFF for token in request.prompt_token_ids):
+            raise InvalidRequestError("prompt", "prompt: token ids must be below 1114112")
+        if len(self.waiting) >= self._max_queued_requests and len(self.running) >= self._max_num_seqs:
+            self.num_rejected += 1
+            raise QueueFullError(2.4)
+        prompt = self.tokenizer.decode(request.prompt_token_ids)
+        sequence = FakeSequence(request, (prompt[::-1] * request.sampling.max_tokens)[: request.sampling.max_tokens])
+        self.requests.append(request)
+        self.waiting.append(sequence)
+        self._idle.clear()
+        if self._step_seconds is not None and (self._work is None or self._work.done()):
+            self._work = asyncio.create_task(self._keep_stepping(self._step_seconds))
+        return _Deltas(self, sequence)
+
+    async def _keep_stepping(self, seconds: float) -> None:
+        while self.running or self.waiting:
+            await asyncio.sleep(seconds)
+            self.step()
+
+    def step(self) -> None:
+        """Admit what fits, and give every running sequence its next tokens."""
+        while self.waiting and len(self.running) < self._max_num_seqs:
+            self.running.append(self.waiting.popleft())
+        kept = sum(self._advance(sequence) for sequence in list(self.running))
+        stats = StepStats(
+            decision=Decision(predicted_seconds=0.012, predicted_tokens=kept, reason="fake"),
+            features=StepFeatures(target_tokens=kept, context_tokens=10 * kept, num_requests=len(self.running)),
+            seconds=StepSeconds(draft=0.001, target=0.008, host=0.001),
+            tokens_kept=kept, num_running=len(self.running), num_waiting=len(self.waiting), kv_cache_usage=0.25,
+            drafted_by_proposer={"draft": 3 * len(self.running)}, accepted_by_proposer={"draft": len(self.running)},
+            k_by_request=(("draft", 3),) * len(self.running), accepted_by_position=(len(self.running), 0, 0),
+            queue_seconds=(0.001,) * len(self.running), num_drafts=len(self.running),
+        )  # fmt: skip
+        for observer in self._observers:
+            observer(stats)
+        self._rest_if_idle()
+
+    def _advance(self, sequence: FakeSequence) -> int:
+        request, sent = sequence.request, sequence.num_sent
+        text = sequence.text[sent : sent + self._tokens_per_step]
+        sequence.num_sent += len(text)
+        done = sequence.num_sent >= len(sequence.text)
+        if done:
+            self.running.remove(sequence)
+        logprobs = request.sampling.logprobs
+        sequence.deltas.put_nowait(
+            GenerationDelta(
+                text=text, token_ids=tuple(map(ord, text)), num_prompt_tokens=len(request.prompt_token_ids),
+                num_generation_tokens=sequence.num_sent, logprobs=(-0.5,) * len(text) if logprobs else (),
+                token_texts=tuple(text) if logprobs else (), finish_reason="length" if done else None,
+            )
+        )  # fmt: skip
+        return len(text)
+
+    def _rest_if_idle(self) -> None:
+        if not self.running and not self.waiting:
+            self._idle.set()
+
+    def abort(self, sequence: FakeSequence) -> None:
+        """Forget a sequence whose client left."""
+        for place in (self.running, self.waiting):
+            if sequence in place:
+                place.remove(sequence)
+                self.aborted.append(sequence.request.request_id)
+        self._rest_if_idle()
+
+    def fail(self, error: Exception) -> None:
+        """Raise *error* to every client."""
+        self.failure = str(error)
+        for sequence in (*self.running, *self.waiting):
+            sequence.deltas.put_nowait(error)
+        self.running.clear()
+        self.waiting.clear()
+        self._rest_if_idle()
+
+    def load(self) -> LoadReport:
+        """Load now."""
+        return LoadReport(
+            model=self.info.model, version="0", state="ready" if self._accepting else "draining",
+            generation=self._settings.generation, num_requests_running=len(self.running),
+            num_requests_waiting=len(self.waiting), kv_cache_usage=0.25, requests_rejected_total=self.num_rejected,
+        )  # fmt: skip
+
+    def settings(self) -> PolicySettings:
+        """The policy in force."""
+        return self._settings
+
+    def apply_settings(self, settings: PolicySettings) -> PolicySettings:
+        """Take a newer policy."""
+        if settings.generation < self._settings.generation:
+            raise StalePolicyError(f"generation {settings.generation} is older than {self._settings.generation}")
+        self._settings = msgspec.structs.replace(settings)
+        return self._settings
+
+    def speculation(self) -> dict[str, Any]:
+        """Nothing was chosen."""
+        return {"last": None}
+
+    def subscribe(self, observer: Callable[[StepStats], None]) -> None:
+        """Call *observer* with each step."""
+        self._observers.append(observer)
+
+    def start_draining(self) -> None:
+        """Accept no more."""
+        self._accepting = False
+
+    async def wait_drained(self) -> None:
+        """Wait until idle."""
+        await self._idle.wait()
+
+
+class _Deltas(AsyncGenerator[GenerationDelta, None]):
+    """The deltas of one sequence. A plain async generator would not notice being closed before its first read."""
+
+    def __init__(self, engine: FakeEngine, sequence: FakeSequence) -> None:
+        self._engine = engine
+        self._sequence = sequence
+        self._done = False
+
+    async def __anext__(self) -> GenerationDelta:
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            delta = await self._sequence.deltas.get()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if isinstance(delta, Exception):
+            raise delta
+        self._done = delta.finish_reason is not None
+        return delta
+
+    async def asend(self, value: None) -> GenerationDelta:
+        return await self.__anext__()
+
+    async def athrow(self, *args: Any) -> GenerationDelta:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        self._done = True
+        self._engine.abort(self._sequence)
