@@ -77,6 +77,7 @@ class _Batch:
         return _keys(seeds, positions, Purpose.TOKEN, self.logits.device)
 
 
+@torch.inference_mode()
 def verify(
     logits: Tensor, rows: Sequence[VerificationRow], *, eos_token_ids: frozenset[int] = frozenset()
 ) -> list[SampledTokens]:
@@ -247,8 +248,8 @@ def _offsets(rows: Sequence[VerificationRow]) -> list[int]:
 
 
 def _keys(
-    seeds: Sequence[int], positions: Sequence[int], purposes: Sequence[Purpose] | Purpose, device: torch.device
+    seeds: Sequence[int], positions: Sequence[int], purposes: Sequence[int] | int, device: torch.device
 ) -> Tensor:
     """Keys of noise, one per seed and position."""
-    purpose = purposes if isinstance(purposes, Purpose) else torch.tensor(purposes, device=device)
+    purpose = purposes if isinstance(purposes, int) else torch.tensor(purposes, device=device)
     return stream_keys(seed_tensor(seeds, device), torch.tensor(positions, device=device), purpose)
