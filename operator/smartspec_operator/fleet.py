@@ -7,17 +7,17 @@ from functools import reduce
 from smartspec.metrics import Histogram
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import AcceptancePrior, LatencyPrior, Priors
+from smartspec_operator.world import Shape
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Rates are sums over replicas, token means are weighted by requests, speculation by generated tokens."""
+    """Rates are sums over replicas, `shape` is weighted by requests, speculation by generated tokens."""
 
     size: int
     requests_per_second: float
     tokens_per_second: float
-    mean_prompt_tokens: float
-    mean_generation_tokens: float
+    shape: Shape
     running: int
     waiting: int
     kv_cache_usage: float
@@ -31,7 +31,7 @@ class Fleet:
     @property
     def demand_tokens_per_second(self) -> float:
         """Tokens that arriving requests ask for each second; never less than what is being generated."""
-        return max(self.tokens_per_second, self.requests_per_second * self.mean_generation_tokens)
+        return max(self.tokens_per_second, self.requests_per_second * self.shape.generation_tokens)
 
 
 def together(loads: Sequence[LoadReport]) -> Fleet:
@@ -44,8 +44,10 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
         size=len(loads),
         requests_per_second=sum(arrivals),
         tokens_per_second=sum(tokens),
-        mean_prompt_tokens=_mean([load.shape.mean_prompt_tokens for load in loads], arrivals),
-        mean_generation_tokens=_mean(lengths, arrivals),
+        shape=Shape(
+            prompt_tokens=_mean([load.shape.mean_prompt_tokens for load in loads], arrivals),
+            generation_tokens=_mean(lengths, arrivals),
+        ),
         running=sum(load.num_requests_running for load in loads),
         waiting=sum(load.num_requests_waiting for load in loads),
         kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),

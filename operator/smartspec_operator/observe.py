@@ -74,7 +74,7 @@ async def _ask(owner: SmartSpec, pod: Pod, replicas: Replicas) -> Replica:
 def read_pod(manifest: Manifest) -> Pod:
     """A pod's manifest as the decisions see it."""
     metadata, status = manifest["metadata"], manifest.get("status", {})
-    ready = next((c for c in status.get("conditions", ()) if c["type"] == "Ready"), {})
+    ready: Mapping[str, Any] = next((c for c in status.get("conditions", ()) if c["type"] == "Ready"), {})
     moments = [metadata.get("creationTimestamp"), ready.get("lastTransitionTime")]
     return Pod(
         name=metadata["name"],

@@ -60,7 +60,7 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
         arguments.append("--no-prompt-lookup")
     drain = max(1, spec.template.termination_grace_period_seconds - LAME_DUCK_SECONDS - EXIT_SECONDS)
     flags: dict[str, Any] = {
-        "--policy": policy_name(owner),
+        "--policy": owner.policy_name,
         "--num-speculative-tokens": speculation.max_tokens,
         "--verification": speculation.verification.lower(),
         "--max-num-seqs": server.max_num_seqs,
@@ -75,11 +75,6 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
         "--drain-timeout": drain,
     }
     return arguments + [str(part) for flag in flags.items() for part in flag]
-
-
-def policy_name(owner: SmartSpec) -> str:
-    """The runtime's name of the policy: a method of `Off` switches every policy off."""
-    return "off" if owner.spec.speculation.method == "Off" else owner.spec.speculation.policy.lower()
 
 
 def _metadata(owner: SmartSpec, name: str, **more: Any) -> dict[str, Any]:

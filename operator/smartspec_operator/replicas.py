@@ -1,11 +1,18 @@
-"""How replicas are read and told: the seam to the pods' admin port."""
+"""How replicas are read and told: the seam to the pods' admin port, and HTTP behind it."""
 
+import base64
 from typing import Protocol
 
-from smartspec.policy.load import LoadReport
-from smartspec.policy.settings import PolicySettings
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from smartspec.policy.load import LoadReport, decode_load
+from smartspec.policy.settings import PolicySettings, encode_settings
+from smartspec_operator.cluster import Cluster
 from smartspec_operator.resource import SmartSpec
 from smartspec_operator.world import Failure, Pod
+
+TIMEOUT = ClientTimeout(total=1.0)
 
 
 class Replicas(Protocol):
@@ -22,3 +29,52 @@ class Replicas(Protocol):
     async def drain(self, owner: SmartSpec, pod: Pod) -> Failure | None:
         """Have the replica take no new requests and finish those it has; asking twice is asking once."""
         ...
+
+
+class HttpReplicas:
+    """The admin ports over HTTP, with the admin key read from the owner's Secret in *cluster*; a `Replicas`."""
+
+    def __init__(self, session: ClientSession, cluster: Cluster) -> None:
+        self._session = session
+        self._cluster = cluster
+
+    async def load(self, owner: SmartSpec, pod: Pod) -> LoadReport | Failure:
+        """`GET /load`."""
+        answer = await self._ask(owner, pod, "GET", "/load")
+        if isinstance(answer, Failure):
+            return answer
+        try:
+            return decode_load(answer)
+        except msgspec.MsgspecError as error:
+            return Failure(f"/load: {error}")
+
+    async def push(self, owner: SmartSpec, pod: Pod, settings: PolicySettings) -> Failure | None:
+        """`PUT /policy`."""
+        answer = await self._ask(owner, pod, "PUT", "/policy", encode_settings(settings))
+        return answer if isinstance(answer, Failure) else None
+
+    async def drain(self, owner: SmartSpec, pod: Pod) -> Failure | None:
+        """`POST /drain`."""
+        answer = await self._ask(owner, pod, "POST", "/drain")
+        return answer if isinstance(answer, Failure) else None
+
+    async def _ask(
+        self, owner: SmartSpec, pod: Pod, method: str, path: str, body: bytes | None = None
+    ) -> bytes | Failure:
+        if pod.admin_url is None:
+            return Failure("no address yet")
+        try:
+            async with self._session.request(
+                method, pod.admin_url + path, data=body, headers=await self._headers(owner), timeout=TIMEOUT
+            ) as response:
+                answer = await response.read()
+                if response.status >= 400:
+                    return Failure(f"{path}: HTTP {response.status} {answer[:200].decode(errors='replace')}".rstrip())
+                return answer
+        except (ClientError, TimeoutError, OSError) as error:
+            return Failure(f"{path}: {type(error).__name__} {error}".rstrip())
+
+    async def _headers(self, owner: SmartSpec) -> dict[str, str]:
+        secret = await self._cluster.get("Secret", owner.namespace, owner.admin_key.name)
+        data = (secret or {}).get("data", {}).get(owner.admin_key.key)
+        return {} if data is None else {"Authorization": f"Bearer {base64.b64decode(data).decode().strip()}"}

@@ -7,7 +7,7 @@ class _Reported(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A part of the status: camelCase in the API, unknown fields of a newer version ignored."""
 
 
-class ReportedPolicy(_Reported):
+class ReportedPolicy(_Reported, frozen=True):
     """The policy in force, and how many replicas echo it."""
 
     generation: int = 0
@@ -20,7 +20,7 @@ class ReportedPolicy(_Reported):
     reason: str = ""
 
 
-class ReportedLoad(_Reported):
+class ReportedLoad(_Reported, frozen=True):
     """The load of all replicas together, rounded and held while it hardly changes, so that rest means no writes."""
 
     requests_per_second: float = 0.0
@@ -36,7 +36,7 @@ class ReportedLoad(_Reported):
     kv_cache_usage: float = 0.0
 
 
-class ScalingRecord(_Reported):
+class ScalingRecord(_Reported, frozen=True):
     """One decision about replicas, and the capacity it predicted (tokens per second and replica)."""
 
     time: str
@@ -49,7 +49,7 @@ class ScalingRecord(_Reported):
     measured_tokens_per_second: float | None = None
 
 
-class Condition(_Reported):
+class Condition(_Reported, frozen=True):
     """One aspect of the resource's health, in the API's usual form."""
 
     type: str
@@ -60,7 +60,7 @@ class Condition(_Reported):
     observed_generation: int = 0
 
 
-class Status(_Reported):
+class Status(_Reported, frozen=True):
     """All that is reported of a SmartSpec."""
 
     observed_generation: int = 0

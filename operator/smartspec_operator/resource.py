@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from smartspec.policy.settings import PolicyName
 from smartspec_operator.reported import Status
 
 Manifest = Mapping[str, Any]
@@ -39,6 +40,8 @@ Verification = Literal["Auto", "Coupled", "Rejection"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
+POLICY_NAMES: Mapping[Policy, PolicyName] = {"Request": "request", "Batch": "batch", "Fixed": "fixed", "Off": "off"}
+
 Source = Annotated[str, Meta(min_length=1, max_length=1024)]
 ShortText = Annotated[str, Meta(min_length=1, max_length=253)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
@@ -55,14 +58,14 @@ class _Part(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omi
     """A part of the spec: camelCase in the API, refused when it holds a field that does not exist."""
 
 
-class SecretKey(_Part):
+class SecretKey(_Part, frozen=True):
     """One key of a Secret in the resource's own namespace."""
 
     name: ShortText
     key: ShortText
 
 
-class ModelSpec(_Part):
+class ModelSpec(_Part, frozen=True):
     """Which weights to serve."""
 
     source: Source
@@ -73,14 +76,14 @@ class ModelSpec(_Part):
     hub_token_secret_ref: SecretKey | None = None
 
 
-class DraftSpec(_Part):
+class DraftSpec(_Part, frozen=True):
     """The small model that drafts."""
 
     source: Source
     revision: ShortText | None = None
 
 
-class SpeculationSpec(_Part):
+class SpeculationSpec(_Part, frozen=True):
     """How to speculate."""
 
     method: Method = "Auto"
@@ -90,7 +93,7 @@ class SpeculationSpec(_Part):
     verification: Verification = "Auto"
 
 
-class SloSpec(_Part):
+class SloSpec(_Part, frozen=True):
     """What users are promised; an absent bound promises nothing."""
 
     ttft_seconds: Seconds | None = None
@@ -98,7 +101,7 @@ class SloSpec(_Part):
     percentile: Annotated[int, Meta(ge=50, le=99)] = 95
 
 
-class AutoscalingSpec(_Part):
+class AutoscalingSpec(_Part, frozen=True):
     """The bounds of scaling and how long it hesitates."""
 
     max_replicas: ScaledReplicas
@@ -107,7 +110,7 @@ class AutoscalingSpec(_Part):
     scale_down_stabilization_seconds: StabilizationSeconds = 300
 
 
-class ServerSpec(_Part):
+class ServerSpec(_Part, frozen=True):
     """Bounds of one replica, and the keys its two ports ask for."""
 
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096)] = 64
@@ -117,7 +120,7 @@ class ServerSpec(_Part):
     admin_key_secret_ref: SecretKey | None = None
 
 
-class TemplateSpec(_Part):
+class TemplateSpec(_Part, frozen=True):
     """What the replicas' pods look like beyond the model; Kubernetes' own types, passed through."""
 
     image: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
@@ -137,20 +140,20 @@ class TemplateSpec(_Part):
     termination_grace_period_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 330
 
 
-class CacheSpec(_Part):
+class CacheSpec(_Part, frozen=True):
     """Where downloaded weights are kept: an emptyDir of bounded size, or a claim that exists already."""
 
     size_limit: ShortText | None = None
     claim_name: ShortText | None = None
 
 
-class StorageSpec(_Part):
+class StorageSpec(_Part, frozen=True):
     """The replicas' disks."""
 
     cache: CacheSpec = CacheSpec()
 
 
-class Spec(_Part):
+class Spec(_Part, frozen=True):
     """What is wished for."""
 
     model: ModelSpec
@@ -187,6 +190,11 @@ class SmartSpec(Struct, frozen=True):
     def admin_key(self) -> SecretKey:
         """The Secret's key that opens the admin port: the user's, or the generated one."""
         return self.spec.server.admin_key_secret_ref or SecretKey(f"{self.name}-admin-key", "key")
+
+    @property
+    def policy_name(self) -> PolicyName:
+        """The runtime's name of the policy: a method of `Off` switches every policy off."""
+        return "off" if self.spec.speculation.method == "Off" else POLICY_NAMES[self.spec.speculation.policy]
 
     @property
     def served_name(self) -> str:

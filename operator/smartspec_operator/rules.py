@@ -1,4 +1,4 @@
-"""Rules over several fields: the CRD's CEL rules once more, for API servers that know no CEL (before 1.25) and for files.
+"""Rules over several fields: the CRD's CEL rules once more, for files and for API servers before 1.25.
 
 A test runs one table of cases against both.
 """

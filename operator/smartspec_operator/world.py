@@ -38,6 +38,14 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a request is like: mean lengths in tokens."""
+
+    prompt_tokens: float
+    generation_tokens: float
+
+
+@dataclass(frozen=True)
 class Failure:
     """A replica did not answer, or answered nonsense; a value, because one broken pod never blocks the rest."""
 
@@ -76,11 +84,13 @@ class TuningState:
     """What stage one must remember between two decisions; kept in an annotation of the policy ConfigMap.
 
     `changed` is when the settings last changed: what was measured before tells nothing about them. `tpot_factor` is
-    the share of the TPOT objective that replicas aim at, below 1 where predictions proved too hopeful.
+    the share of the TPOT objective that replicas aim at, lower where predictions proved too hopeful. `ceiling` is what
+    memory pressure has cut speculation to, in tokens; None where it has not.
     """
 
     changed: datetime | None = None
     tpot_factor: float = 1.0
+    ceiling: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,9 @@ class History:
 class Observation:
     """Everything one reconcile knows.
 
-    `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now
-    (None: there is none), `model_source` the model it was made for, `rolling` whether it replaces pods. `admin_key_version` changes with the Secret's
-    content and says nothing of it; None when the Secret does not exist.
+    `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now (None: there
+    is none), `model_source` the model it was made for, `rolling` whether it replaces pods. `admin_key_version` changes
+    with the Secret's content and says nothing of it; None when the Secret does not exist.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -141,13 +151,11 @@ class PolicyDecision:
     """Stage one's answer. An unchanged decision carries the same generation, state and reason.
 
     `exhausted` says that the objectives are missed and no setting is left that would help: only replicas would.
-    `cut` says that speculation or admission is below what the spec allows.
     """
 
     settings: PolicySettings
     state: TuningState
     exhausted: bool = False
-    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Due:
-    """Which stages this reconcile runs; a stage that is not due keeps its last decision."""
+    """Which stages this reconcile runs; one that is not due keeps its decision. Scaling is due only with tuning."""
 
     tuning: bool = True
     scaling: bool = True
