@@ -8,8 +8,9 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from smartspec.policy.settings import PolicySettings
+from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.types import BatchState, Choice, Decision, Proposer, StepFeatures, StepOutcome, StepSeconds
 from smartspec.scheduling.output import ModelRunnerOutput, SampledTokens, ScheduledRequest, SchedulerOutput
 
@@ -179,3 +180,15 @@ class RandomPolicy:
     def forget(self, request_id: str) -> None:
         """Keep that too."""
         self.forgotten.append(request_id)
+
+    def apply(self, settings: PolicySettings) -> None:
+        """Take *settings* over."""
+        self.settings = settings
+
+    def priors(self) -> Priors:
+        """Nothing learned."""
+        return Priors(key="integers")
+
+    def explain(self) -> dict[str, Any]:
+        """How many steps were seen."""
+        return {"steps": len(self.observed)}

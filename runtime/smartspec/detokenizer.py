@@ -1,0 +1,143 @@
+"""Tokens to text while they come: never half a character, never the beginning of a stop string.
+
+Source of the window technique: Hugging Face text-generation-inference, `Model.decode_token`. Only a short tail of
+tokens is decoded again, so that the cost per token does not grow with the text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smartspec.scheduling.client import Tokenizer
+from smartspec.scheduling.request import FinishReason
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MAX_CHARACTER_TOKENS = 4
+"""UTF-8 spells no character with more bytes, and no token has less than one."""
+
+MAX_WINDOW_TOKENS = 16
+NUM_CONTEXT_TOKENS = 5
+"""Prompt tokens the text is decoded after: some tokenizers drop a space at the beginning of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What new tokens added: *text*, and how many of them belong to the output; *stopped* by a stop string or not."""
+
+    text: str
+    num_tokens: int
+    stopped: bool = False
+
+
+class Detokenizer:
+    """The text of one request. With stop strings, tokens are taken one by one: where a text ends must not depend on
+    how many tokens a step happened to bring."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, stop: Sequence[str] = (), min_tokens: int = 0
+    ) -> None:
+        self._text = _GrowingText(tokenizer, prompt_token_ids[-NUM_CONTEXT_TOKENS:])
+        self._stops = _StopStrings(stop) if stop else None
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+
+    def push(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> Piece:
+        """Add *token_ids*; with a *finish_reason* they are the last, and all text still held back comes out.
+
+        A token that ends the text ("stop") is counted, but is no text itself.
+        """
+        spoken = token_ids[:-1] if finish_reason == "stop" else token_ids
+        if self._stops is None:
+            text = self._text.push(spoken)
+            return Piece(text + self._text.flush() if finish_reason else text, len(token_ids))
+        parts: list[str] = []
+        for count, token_id in enumerate(spoken, 1):
+            self._num_tokens += 1
+            text, stopped = self._stops.push(self._text.push((token_id,)), armed=self._num_tokens > self._min_tokens)
+            parts.append(text)
+            if stopped:
+                return Piece("".join(parts), count, stopped=True)
+        if finish_reason:
+            text, stopped = self._stops.push(self._text.flush(), armed=self._num_tokens > self._min_tokens)
+            parts += (text, "" if stopped else self._stops.flush())
+            return Piece("".join(parts), len(token_ids), stopped)
+        return Piece("".join(parts), len(token_ids))
+
+
+class _GrowingText:
+    """Text of a growing sequence of tokens, given out in whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        # `_window` is decoded each time; its first `_num_shown` characters are out. Tokens in `_pending` may end
+        # inside a character.
+        self._window = list(context)
+        self._num_shown = len(tokenizer.decode(self._window).rstrip(REPLACEMENT)) if self._window else 0
+        self._pending: list[int] = []
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The characters that became whole with *token_ids*."""
+        if not token_ids:
+            return ""
+        self._pending.extend(token_ids)
+        for end in range(len(self._pending), max(0, len(self._pending) - MAX_CHARACTER_TOKENS), -1):
+            text = self._tokenizer.decode(self._window + self._pending[:end])
+            if not text.endswith(REPLACEMENT):
+                return self._take(end, text)
+        # More tokens than a character can have: these bytes are no text, and waiting would not make them any.
+        end = len(self._pending) - MAX_CHARACTER_TOKENS
+        return self._take(end, self._tokenizer.decode(self._window + self._pending[:end])) if end > 0 else ""
+
+    def flush(self) -> str:
+        """What is left, half characters included."""
+        return self._take(len(self._pending), self._tokenizer.decode(self._window + self._pending))
+
+    def _take(self, end: int, text: str) -> str:
+        """Move *end* pending tokens to the window, which now reads *text*."""
+        new = text[self._num_shown :]
+        taken = self._pending[:end]
+        del self._pending[:end]
+        if len(self._window) + end > MAX_WINDOW_TOKENS and taken:
+            self._window = taken
+            text = self._tokenizer.decode(taken)
+        else:
+            self._window.extend(taken)
+        self._num_shown = len(text)
+        return new
+
+
+class _StopStrings:
+    """Cuts a text before the stop string that is complete first, and holds back what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, piece: str, *, armed: bool) -> tuple[str, bool]:
+        """The text certain after *piece*, and whether it ended. Not *armed*: a stop complete by now is plain text."""
+        buffer = self._held + piece
+        if armed and piece:
+            # A match lies at least partly in the new piece: an older one would have been found before.
+            found = []
+            for stop in self._stops:
+                start = buffer.find(stop, max(0, len(self._held) - len(stop) + 1))
+                if start >= 0:
+                    found.append((start + len(stop), start))
+            if found:
+                self._held = ""
+                return buffer[: min(found)[1]], True
+        keep = max(_overlap(buffer, stop) for stop in self._stops)
+        self._held = buffer[len(buffer) - keep :]
+        return buffer[: len(buffer) - keep], False
+
+    def flush(self) -> str:
+        """What was held back and became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of *text* that is a proper beginning of *stop*."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

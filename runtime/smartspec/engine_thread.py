@@ -1,0 +1,205 @@
+"""The engine's own thread: takes commands between steps, steps, turns tokens into text, and reports once per step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+from smartspec.detokenizer import Detokenizer
+from smartspec.engine import Engine
+from smartspec.policy.settings import PolicySettings, Priors
+from smartspec.scheduling.client import EngineInfo, GenerationDelta, Tokenizer
+from smartspec.scheduling.output import RequestOutput, StepStats
+from smartspec.scheduling.request import Request
+from smartspec.scheduling.scheduler import Policy
+
+LEARNED_INTERVAL_SECONDS = 1.0
+"""How often a busy engine says what its policy has learned; an idle one says it once."""
+
+D = TypeVar("D")
+
+
+class TunablePolicy(Policy, Protocol):
+    """The policy as its owner sees it: hot settings in, what was learned out."""
+
+    def apply(self, settings: PolicySettings) -> None:
+        """Put *settings* in force from the next step on."""
+
+    def priors(self) -> Priors:
+        """What was learned, to hand on."""
+
+    def explain(self) -> dict[str, Any]:
+        """What was chosen and why, JSON-ready."""
+
+
+@dataclass(frozen=True)
+class LoadedEngine(Generic[D]):
+    """An engine ready to step, and what stands around it."""
+
+    engine: Engine[D]
+    policy: TunablePolicy
+    info: EngineInfo
+    tokenizer: Tokenizer
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Queue a request."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End a request; it may have ended already."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Change the policy."""
+
+    settings: PolicySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the loop, whatever runs."""
+
+
+Command = Add | Abort | Apply | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The policy's knowledge at one moment."""
+
+    priors: Priors
+    explanation: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """All that one step means to others, in one message."""
+
+    deltas: tuple[tuple[str, GenerationDelta], ...] = ()
+    first_scheduled: tuple[str, ...] = ()
+    stats: StepStats | None = None
+    learned: Learned | None = None
+
+
+class EngineThread(Generic[D]):
+    """Runs a `LoadedEngine` until told to stop. Everything it holds is touched by this thread alone; others reach it
+    by *commands*, and it reaches them by *report*."""
+
+    def __init__(
+        self,
+        loaded: LoadedEngine[D],
+        commands: "SimpleQueue[Command]",
+        report: Callable[[StepReport], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = loaded.engine
+        self._scheduler = loaded.engine.scheduler
+        self._policy = loaded.policy
+        self._tokenizer = loaded.tokenizer
+        self._commands = commands
+        self._report = report
+        self._clock = clock
+        self._requests: dict[str, tuple[Request, Detokenizer]] = {}
+        self._learned_at = clock()
+
+    def run(self) -> None:
+        """Step while there is work, sleep while there is none, return on `Stop`."""
+        while self._obey():
+            if self._scheduler.has_work:
+                self._report(self._step())
+
+    def _obey(self) -> bool:
+        """Carry out waiting commands, or wait for one when idle; False means to stop."""
+        if self._commands.empty() and not self._scheduler.has_work:
+            self._scheduler.check_idle()
+            self._report(StepReport(learned=self._learned()))
+            command: Command | None = self._commands.get()
+        else:
+            command = self._next_command()
+        while command is not None:
+            match command:
+                case Add(request):
+                    self._scheduler.add(request)
+                    self._requests[request.request_id] = request, self._detokenizer(request)
+                case Abort(request_id):
+                    self._scheduler.abort(request_id)
+                    self._requests.pop(request_id, None)
+                case Apply(settings):
+                    self._policy.apply(settings)
+                case Stop():
+                    return False
+            command = self._next_command()
+        return True
+
+    def _next_command(self) -> Command | None:
+        try:
+            return self._commands.get_nowait()
+        except Empty:
+            return None
+
+    def _detokenizer(self, request: Request) -> Detokenizer:
+        sampling = request.sampling
+        return Detokenizer(
+            self._tokenizer, request.prompt_token_ids, stop=sampling.stop, min_tokens=sampling.min_tokens
+        )
+
+    def _step(self) -> StepReport:
+        began = self._clock()
+        output = self._engine.step()
+        queued = tuple(began - self._requests[request_id][0].arrival_time for request_id in output.first_scheduled)
+        deltas = []
+        num_dropped = 0
+        for result in output.outputs:
+            delta = self._delta(result)
+            num_dropped += len(result.new_token_ids) - len(delta.token_ids)
+            deltas.append((result.request_id, delta))
+        stats = output.stats
+        if stats is not None:
+            stats = replace(
+                stats,
+                queue_seconds=queued,
+                tokens_kept=stats.tokens_kept - num_dropped,
+                num_running=len(self._scheduler.running),
+                kv_cache_usage=self._scheduler.pool.usage,
+            )
+        is_due = self._clock() - self._learned_at >= LEARNED_INTERVAL_SECONDS
+        return StepReport(tuple(deltas), output.first_scheduled, stats, self._learned() if is_due else None)
+
+    def _delta(self, output: RequestOutput) -> GenerationDelta:
+        """The text of *output*; a stop string in it ends the request before the next step."""
+        request, detokenizer = self._requests[output.request_id]
+        piece = detokenizer.push(output.new_token_ids, output.finish_reason)
+        finish_reason = output.finish_reason
+        num_past = len(output.new_token_ids) - piece.num_tokens
+        num_generated = request.num_output_tokens - num_past
+        if piece.stopped:
+            finish_reason = "stop"
+            self._scheduler.finish(output.request_id, num_generated, finish_reason)
+        if finish_reason is not None:
+            del self._requests[output.request_id]
+        token_ids = output.new_token_ids[: piece.num_tokens]
+        wants_texts = request.sampling.logprobs
+        return GenerationDelta(
+            text=piece.text,
+            token_ids=token_ids,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_generation_tokens=num_generated,
+            logprobs=output.logprobs[: piece.num_tokens],
+            token_texts=tuple(self._tokenizer.decode((token_id,), skip_special_tokens=False) for token_id in token_ids)
+            if wants_texts
+            else (),
+            finish_reason=finish_reason,
+        )
+
+    def _learned(self) -> Learned:
+        self._learned_at = self._clock()
+        return Learned(self._policy.priors(), self._policy.explain())

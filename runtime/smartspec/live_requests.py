@@ -1,0 +1,146 @@
+"""The requests in the engine as the event loop knows them: who reads what, how full it is, how it has been going."""
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from smartspec import __version__
+from smartspec.config import RuntimeConfig
+from smartspec.delta_stream import DeltaStream
+from smartspec.engine_thread import StepReport
+from smartspec.load_meter import WINDOW_SECONDS, LoadMeter
+from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import PolicySettings
+from smartspec.scheduling.client import InvalidRequestError, QueueFullError
+from smartspec.scheduling.output import StepStats
+
+MAX_RETRY_AFTER_SECONDS = 120.0
+
+
+class LiveRequests:
+    """Streams by request id, from arrival to last delta. Owned by the event loop.
+
+    *on_abort* is called with the id of a request whose reader left it.
+    """
+
+    def __init__(self, config: RuntimeConfig, clock: Callable[[], float], on_abort: Callable[[str], None]) -> None:
+        self._config = config
+        self._clock = clock
+        self._on_abort = on_abort
+        self._began = clock()
+        self._meter = LoadMeter(clock)
+        self._streams: dict[str, DeltaStream] = {}
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._stats: StepStats | None = None
+        self._num_requests = self._num_rejected = self._num_preempted = 0
+
+    def admit(self, request_id: str, num_prompt_tokens: int, max_tokens: int, settings: PolicySettings) -> DeltaStream:
+        """A stream for a new request; raises QueueFullError, or InvalidRequestError for an id in use."""
+        if request_id in self._streams:
+            raise InvalidRequestError("request_id", f"request {request_id!r} is already being served")
+        self._num_requests += 1
+        self._meter.arrived(num_prompt_tokens, max_tokens)
+        self._refuse_when_full(settings)
+        stream = DeltaStream(request_id, num_prompt_tokens, max_tokens, self._clock(), self._close)
+        self._streams[request_id] = stream
+        self._drained.clear()
+        return stream
+
+    def deliver(self, report: StepReport) -> None:
+        """Take in what a step brought, and hand it to the readers."""
+        if report.stats is None:
+            return
+        self._stats = report.stats
+        self._num_preempted += report.stats.num_preempted
+        self._meter.stepped(report.stats)
+        for request_id in report.first_scheduled:
+            if (stream := self._streams.get(request_id)) is not None:
+                stream.is_scheduled = True
+        now = self._clock()
+        for request_id, delta in report.deltas:
+            if (stream := self._streams.get(request_id)) is None:
+                continue
+            if stream.first_token_time is None:
+                stream.first_token_time = now
+                self._meter.first_token(now - stream.arrival_time)
+            stream.put(delta)
+            if delta.finish_reason is not None:
+                self._meter.finished(delta.num_generation_tokens, now - stream.first_token_time)
+                self._forget(stream)
+
+    def fail(self, error: Exception) -> None:
+        """Let every reader meet *error*."""
+        for stream in self._streams.values():
+            stream.fail(error)
+        self._streams.clear()
+        self._drained.set()
+
+    async def wait_drained(self) -> None:
+        """Return when there are none."""
+        await self._drained.wait()
+
+    def load(self, settings: PolicySettings, kv_cache_tokens: int) -> LoadReport:
+        """Load now and over the recent window, of an engine that is ready."""
+        streams, stats = list(self._streams.values()), self._stats
+        scheduled = [stream for stream in streams if stream.is_scheduled]
+        # Preempted requests wait again; between two steps an abort may have made the last count too large.
+        num_running = min(len(scheduled), stats.num_running) if stats else 0
+        recent, scheduler = self._meter.recent(), self._config.scheduler
+        return LoadReport(
+            model=self._config.model.name,
+            version=__version__,
+            state="ready",
+            generation=settings.generation,
+            uptime_seconds=self._clock() - self._began,
+            window_seconds=WINDOW_SECONDS,
+            num_requests_running=num_running,
+            num_requests_waiting=len(streams) - num_running,
+            num_waiting_prompt_tokens=sum(s.num_prompt_tokens for s in streams if not s.is_scheduled),
+            num_context_tokens=sum(s.num_prompt_tokens + s.num_generation_tokens for s in scheduled),
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_batched_tokens=scheduler.max_num_batched_tokens,
+            max_queued_requests=scheduler.max_queued_requests,
+            kv_cache_usage=stats.kv_cache_usage if stats and streams else 0.0,
+            kv_cache_tokens=kv_cache_tokens,
+            requests_total=self._num_requests,
+            requests_rejected_total=self._num_rejected,
+            preemptions_total=self._num_preempted,
+            shape=recent.shape,
+            ttft=recent.ttft,
+            tpot=recent.tpot,
+            queue_time=recent.queue_time,
+            speculation=recent.speculation,
+        )
+
+    def _refuse_when_full(self, settings: PolicySettings) -> None:
+        """Raise QueueFullError when the queue has no room left. Requests that the next step can start do not queue."""
+        scheduler = self._config.scheduler
+        max_running = min(scheduler.max_num_seqs, settings.max_running_requests or scheduler.max_num_seqs)
+        max_queued = scheduler.max_queued_requests
+        if settings.max_queued_requests is not None:
+            max_queued = min(max_queued, settings.max_queued_requests)
+        queued = [stream for stream in self._streams.values() if not stream.is_scheduled]
+        startable = max(0, max_running - (len(self._streams) - len(queued)))
+        if len(queued) >= max_queued + startable:
+            self._num_rejected += 1
+            raise QueueFullError(self._seconds_to_work_off(queued))
+
+    def _seconds_to_work_off(self, queued: list[DeltaStream]) -> float:
+        """How long *queued* will take at the recent pace: whole seconds, at least 1."""
+        recent = self._meter.recent()
+        usual = recent.shape.mean_generation_tokens or recent.shape.mean_requested_tokens
+        tokens = sum(stream.num_prompt_tokens + min(stream.max_tokens, usual) for stream in queued)
+        seconds = tokens / recent.tokens_per_second if recent.tokens_per_second else 1.0
+        return min(MAX_RETRY_AFTER_SECONDS, max(1.0, math.ceil(seconds)))
+
+    def _close(self, stream: DeltaStream) -> None:
+        """The reader of *stream* left: its request ends before the next step, if it has not ended."""
+        if self._streams.get(stream.request_id) is stream:
+            self._on_abort(stream.request_id)
+            self._forget(stream)
+
+    def _forget(self, stream: DeltaStream) -> None:
+        del self._streams[stream.request_id]
+        if not self._streams:
+            self._drained.set()
