@@ -33,7 +33,7 @@ $(TARGET)/model.safetensors: $(READY) benchmarks/inflate.py examples/models/stdl
 	@$(BIN)/python benchmarks/inflate.py examples/models/stdlib-target $(TARGET)
 
 demo: $(READY) $(TARGET)/model.safetensors ## serve the bundled pair under a changing load
-	@$(BIN)/python -m smartspec_demo
+	@PYTHONPATH=examples $(BIN)/python -m smartspec_demo
 
 check: $(READY) ## lint, types, import contracts
 	@VENV="$(VENV)" scripts/test check

@@ -1,0 +1,1 @@
+"""The demo: a ramp of real prompts against `smartspec-operator local`, watched, measured and judged."""

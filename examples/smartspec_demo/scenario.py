@@ -1,0 +1,169 @@
+"""The story in five phases: idle, busy, flooded, measured under flood, idle again.
+
+Every comparison is made here and now: two ways of serving the same prompts on the same replicas, taking turns, so
+that whatever else the machine does weighs on both alike.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from smartspec_demo.load import Clients, Mode
+from smartspec_demo.monitor import Counters, Monitor
+
+
+@dataclass(frozen=True)
+class Script:
+    """How much of everything; seconds and tokens. The maxima keep a slow machine within the demo's four minutes."""
+
+    idle_pairs: int = 8
+    idle_tokens: int = 64
+    idle_max_seconds: float = 40.0
+    busy_seconds: float = 10.0
+    busy_clients: int = 4
+    flood_clients: int = 64
+    flood_tokens: int = 48
+    flood_min_seconds: float = 15.0
+    flood_max_seconds: float = 70.0
+    burst_rounds: int = 3
+    burst_prompts: int = 128
+    burst_tokens: int = 32
+    burst_max_seconds: float = 60.0
+    calm_max_seconds: float = 60.0
+    calm_pause: float = 1.0
+    calm_settle: float = 3.0
+
+
+MODES: tuple[Mode, ...] = ("request", "off", "fixed")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase that has passed: from *start* to *end*, seconds since the demo began."""
+
+    name: str
+    title: str
+    start: float
+    end: float
+
+
+@dataclass
+class Course:
+    """What the scenario measured itself; requests are in the clients' samples, seconds in the monitor's snapshots.
+
+    `idle` adds up what replicas counted during idle requests under `request`. `bursts` holds, by mode, the tokens per
+    second of each burst.
+    """
+
+    phases: list[Phase] = field(default_factory=list)
+    idle: Counters = field(default_factory=Counters)
+    flood: Counters = field(default_factory=Counters)
+    bursts: dict[Mode, list[float]] = field(default_factory=lambda: {mode: [] for mode in MODES})
+
+
+@dataclass
+class Scenario:
+    """Plays *script* with *clients* under the eyes of *monitor*."""
+
+    clients: Clients
+    monitor: Monitor
+    script: Script
+    clock: Callable[[], float]
+    course: Course = field(default_factory=Course)
+
+    async def play(self) -> Course:
+        """All phases, one after the other."""
+        await self._phase("idle", "idle", self._idle())
+        await self._phase("busy", "busy", self._busy())
+        await self._phase("flood", "flood", self._flood())
+        await self._phase("compare", "flood, mode by mode", self._compare())
+        await self._phase("calm", "idle again", self._calm())
+        return self.course
+
+    async def _phase(self, name: str, title: str, play: Awaitable[None]) -> None:
+        self.monitor.phase = name
+        start = self.clock()
+        await play
+        self.course.phases.append(Phase(name, title, start, self.clock()))
+
+    async def _idle(self) -> None:
+        """One request at a time: the same prompt with and without speculation, each going first every other time."""
+        prompts, script = self.clients.prompts(), self.script
+        # Its first request pays for what is done once (compiled kernels, touched pages): it belongs to neither side.
+        await self.clients.complete(next(prompts), phase="warm-up", mode="request", max_tokens=16)
+        started = self.clock()
+        for pair in range(script.idle_pairs):
+            if pair >= 2 and self.clock() - started > script.idle_max_seconds:
+                break
+            prompt = next(prompts)
+            modes: tuple[Mode, Mode] = ("off", "request") if pair % 2 else ("request", "off")
+            for mode in modes:
+                before = await self.monitor.total()
+                await self.clients.complete(prompt, phase="idle", mode=mode, max_tokens=script.idle_tokens)
+                if mode == "request":
+                    self.course.idle += await self.monitor.total() - before
+
+    async def _busy(self) -> None:
+        """A handful of clients."""
+        await self._keep_up("busy", self.script.busy_clients, self.script.flood_tokens, self.script.busy_seconds)
+
+    async def _flood(self) -> None:
+        """Far more clients than one replica serves well, until a second one is ready."""
+        script, done = self.script, asyncio.Event()
+        before = await self.monitor.total()
+        clients = asyncio.create_task(
+            self.clients.keep_up(script.flood_clients, done, phase="flood", max_tokens=script.flood_tokens)
+        )
+        try:
+            await asyncio.sleep(script.flood_min_seconds)
+            await self._until(lambda: self._ready() >= 2, script.flood_max_seconds - script.flood_min_seconds)
+            # What it counted until here is the flood as one replica met it, and the new one's first requests.
+            self.course.flood += await self.monitor.total() - before
+        finally:
+            done.set()
+            await clients
+
+    async def _compare(self) -> None:
+        """Bursts of equal work in each mode, in turn, each mode once in each place of a round."""
+        script, prompts = self.script, self.clients.prompts()
+        started = self.clock()
+        for turn in range(script.burst_rounds):
+            if turn and self.clock() - started > script.burst_max_seconds * turn / script.burst_rounds:
+                break
+            work = list(itertools.islice(prompts, script.burst_prompts))
+            for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
+                before = await self.monitor.total()
+                seconds = await self.clients.burst(
+                    work, phase="compare", mode=mode, max_tokens=script.burst_tokens, concurrency=script.flood_clients
+                )
+                self.course.bursts[mode].append(len(work) * script.burst_tokens / seconds)
+                if mode == "request":
+                    self.course.flood += await self.monitor.total() - before
+
+    async def _calm(self) -> None:
+        """A single client, until the second replica has gone."""
+        script, done = self.script, asyncio.Event()
+        client = asyncio.create_task(
+            self.clients.keep_up(1, done, phase="calm", max_tokens=script.idle_tokens, pause=script.calm_pause)
+        )
+        try:
+            await self._until(lambda: len(self.monitor.urls()) <= 1, script.calm_max_seconds)
+            await asyncio.sleep(script.calm_settle)
+        finally:
+            done.set()
+            await client
+
+    async def _keep_up(self, phase: str, clients: int, max_tokens: int, seconds: float) -> None:
+        done = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds, done.set)
+        await self.clients.keep_up(clients, done, phase=phase, max_tokens=max_tokens)
+
+    def _ready(self) -> int:
+        return sum(pod["ready"] for pod in self.monitor.status().get("pods", ()))
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Return when *condition* holds, or after *seconds* all the same: the summary says what was missed."""
+        deadline = self.clock() + seconds
+        while not condition() and self.clock() < deadline:  # noqa: ASYNC110 - a status file has no events
+            await asyncio.sleep(0.25)
