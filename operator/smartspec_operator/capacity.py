@@ -51,9 +51,7 @@ def capacity(
     return Capacity(max(within)[0], max(running for _, _, running in within))
 
 
-def _steps(
-    model: LatencyModel, survival: list[float], shape: Shape, running: int
-) -> Iterator[tuple[float, float]]:
+def _steps(model: LatencyModel, survival: list[float], shape: Shape, running: int) -> Iterator[tuple[float, float]]:
     """Tokens kept and seconds taken by a step of *running* requests, for every speculation length."""
     context = round(running * (shape.prompt_tokens + shape.generation_tokens / 2))
     for k in range(len(survival) + 1):

@@ -30,6 +30,7 @@ from smartspec_operator.world import (
     Replica,
     TuningState,
     decode,
+    moment,
 )
 
 WAITING_IN_ORDER = frozenset({"ContainerCreating", "PodInitializing"})
@@ -56,9 +57,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas) -> Obs
         history=History(
             settings=_settings(config_map),
             tuning=decode(_annotation(config_map, ANNOTATION_TUNING), TuningState, TuningState()),
-            recommendations=decode(
-                _annotation(deployment, ANNOTATION_RECOMMENDATIONS), tuple[Recommendation, ...], ()
-            ),
+            recommendations=decode(_annotation(deployment, ANNOTATION_RECOMMENDATIONS), tuple[Recommendation, ...], ()),
             scaling=owner.status.scaling_history,
         ),
     )
@@ -78,7 +77,7 @@ def read_pod(manifest: Manifest) -> Pod:
     moments = [metadata.get("creationTimestamp"), ready.get("lastTransitionTime")]
     return Pod(
         name=metadata["name"],
-        since=max((_moment(text) for text in moments if text), default=datetime.fromtimestamp(0, UTC)),
+        since=max((moment(text) for text in moments if text), default=datetime.fromtimestamp(0, UTC)),
         ready=ready.get("status") == "True",
         terminating="deletionTimestamp" in metadata,
         admin_url=_admin_url(manifest),
@@ -134,7 +133,3 @@ def _version(secret: Manifest | None, key: str) -> str | None:
 
 def _annotation(manifest: Manifest | None, name: str) -> str | None:
     return None if manifest is None else (manifest["metadata"].get("annotations") or {}).get(name)
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -35,14 +35,26 @@ DELETE_FIRST = "-1000"
 
 
 def children(
-    owner: SmartSpec, seen: Observation, policy: PolicyDecision, scale: ScalingDecision, *, image: str, new_key: str
+    owner: SmartSpec, seen: Observation, policy: PolicyDecision, scale: ScalingDecision, *, image: str
 ) -> list[Manifest]:
-    """All children in the order in which they need each other; *new_key* is used only where no admin key exists."""
-    manifests = [_policy_config_map(owner, policy), _service(owner), _deployment(owner, seen, scale, image)]
-    if seen.admin_key_version is None and owner.spec.server.admin_key_secret_ref is None:
-        manifests.insert(0, _admin_key_secret(owner, new_key))
-    manifests.extend(_victim(owner, pod) for pod in scale.victims)
-    return manifests
+    """All children but the key, in the order in which they need each other, and the marks on pods that leave."""
+    return [
+        _policy_config_map(owner, policy),
+        _service(owner),
+        _deployment(owner, seen, scale, image),
+        *(_victim(owner, pod) for pod in scale.victims),
+    ]
+
+
+def admin_key_secret(owner: SmartSpec, key: str) -> Manifest:
+    """The generated admin key: written once, and not part of `children`, because nobody need know it to keep it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(owner, owner.admin_key.name),
+        "type": "Opaque",
+        "stringData": {owner.admin_key.key: key},
+    }
 
 
 def serve_arguments(owner: SmartSpec) -> list[str]:
@@ -94,9 +106,7 @@ def _policy_config_map(owner: SmartSpec, policy: PolicyDecision) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(
-            owner, owner.policy_config_map, annotations={ANNOTATION_TUNING: encode(policy.state)}
-        ),
+        "metadata": _metadata(owner, owner.policy_config_map, annotations={ANNOTATION_TUNING: encode(policy.state)}),
         "data": {POLICY_FILE: settings_text(policy.settings)},
     }
 
@@ -114,16 +124,6 @@ def _service(owner: SmartSpec) -> Manifest:
         "kind": "Service",
         "metadata": _metadata(owner, owner.name),
         "spec": {"type": "ClusterIP", "selector": owner.labels, "ports": [port]},
-    }
-
-
-def _admin_key_secret(owner: SmartSpec, key: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": _metadata(owner, owner.admin_key.name),
-        "type": "Opaque",
-        "stringData": {owner.admin_key.key: key},
     }
 
 

@@ -215,3 +215,8 @@ def decode(text: str | None, kind: type[T], empty: T) -> T:
 def timestamp(moment: datetime) -> str:
     """A moment as the API writes it, in whole seconds of UTC."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment(text: str) -> datetime:
+    """The inverse of `timestamp`."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -1,0 +1,109 @@
+"""The conditions of a SmartSpec: one function each, None where the condition does not apply."""
+
+from smartspec_operator.reported import Condition
+from smartspec_operator.resource import SmartSpec
+from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision
+
+
+def conditions(
+    owner: SmartSpec,
+    seen: Observation,
+    policy: PolicyDecision,
+    scale: ScalingDecision,
+    slo_attainment: float | None,
+) -> list[Condition]:
+    """All that apply, `Ready` first. Positive polarity, but for `Degraded`."""
+    available = _available(seen, scale)
+    degraded = _degraded(seen)
+    parts = [
+        available,
+        _progressing(seen, scale),
+        degraded,
+        _metrics_available(seen),
+        _policy_applied(seen, policy),
+        _slo_met(owner, slo_attainment),
+        _scaling_active(owner, scale),
+    ]
+    return [_ready(seen, scale, available, degraded), *(part for part in parts if part is not None)]
+
+
+def _ready(seen: Observation, scale: ScalingDecision, available: Condition, degraded: Condition) -> Condition:
+    if available.status == "True":
+        return Condition("Ready", "True", "Serving", available.message)
+    if degraded.status == "True":
+        return Condition("Ready", "False", degraded.reason, degraded.message)
+    return Condition("Ready", "False", available.reason, available.message)
+
+
+def _available(seen: Observation, scale: ScalingDecision) -> Condition:
+    ready = len(seen.serving)
+    message = f"{ready} of {scale.desired} replicas are ready"
+    if ready:
+        return Condition("Available", "True", "ReplicasReady", message)
+    if scale.desired == 0:
+        return Condition("Available", "False", "ScaledToZero", "no replica is asked for")
+    return Condition("Available", "False", "NoReplicaReady", message)
+
+
+def _progressing(seen: Observation, scale: ScalingDecision) -> Condition:
+    if seen.rolling:
+        return Condition("Progressing", "True", "Rolling", "replicas are being replaced")
+    if scale.victims or scale.replicas > scale.desired:
+        leaving = ", ".join(scale.victims)
+        return Condition("Progressing", "True", "Draining", f"draining {leaving}" if leaving else "replicas leave")
+    if len(seen.serving) < scale.desired:
+        return Condition("Progressing", "True", "Starting", f"{len(seen.serving)} of {scale.desired} are ready")
+    return Condition("Progressing", "False", "Complete", "every replica is as asked for")
+
+
+def _degraded(seen: Observation) -> Condition:
+    for replica in seen.replicas:
+        if replica.pod.problem is not None and not replica.pod.terminating:
+            problem = replica.pod.problem
+            return Condition(
+                "Degraded", "True", problem.reason, f"{replica.pod.name}: {problem.message}".removesuffix(": ")
+            )
+    return Condition("Degraded", "False", "AsExpected", "no replica names a problem")
+
+
+def _metrics_available(seen: Observation) -> Condition | None:
+    if not seen.serving:
+        return None
+    if not seen.missing:
+        return Condition("MetricsAvailable", "True", "AllReplicasAnswer", "every ready replica reports its load")
+    first = seen.missing[0]
+    why = first.failure.message if first.failure is not None else "was not asked"
+    reason = "NoReplicaAnswers" if not seen.loads else "SomeReplicasSilent"
+    return Condition("MetricsAvailable", "False", reason, f"{first.pod.name}: {why}")
+
+
+def _policy_applied(seen: Observation, policy: PolicyDecision) -> Condition | None:
+    if not seen.loads:
+        return None
+    generation = policy.settings.generation
+    behind = [r.pod.name for r in seen.serving if r.load is not None and r.load.generation != generation]
+    if not behind and not seen.missing:
+        return Condition("PolicyApplied", "True", "Applied", f"every replica runs policy generation {generation}")
+    late = behind or [replica.pod.name for replica in seen.missing]
+    return Condition("PolicyApplied", "False", "Pending", f"generation {generation} has not reached {late[0]}")
+
+
+def _slo_met(owner: SmartSpec, slo_attainment: float | None) -> Condition | None:
+    slo = owner.spec.slo
+    if slo.ttft_seconds is None and slo.tpot_seconds is None:
+        return None
+    if slo_attainment is None:  # without requests no promise is broken, and none is proved kept
+        return Condition("SLOMet", "Unknown", "NoRequests", "no request finished lately")
+    met = slo_attainment >= slo.percentile / 100
+    message = f"objectives hold for {'at least' if met else 'less than'} {slo.percentile} % of requests"
+    return Condition("SLOMet", "True" if met else "False", "Attained" if met else "Missed", message)
+
+
+def _scaling_active(owner: SmartSpec, scale: ScalingDecision) -> Condition:
+    if not scale.active:
+        message = "spec.autoscaling is absent: spec.replicas decides, set by hand, by an HPA or by KEDA"
+        return Condition("ScalingActive", "False", "AutoscalingAbsent", message)
+    if owner.spec.replicas is not None:
+        message = "spec.autoscaling decides; spec.replicas is ignored while it is present"
+        return Condition("ScalingActive", "True", "AutoscalingWins", message)
+    return Condition("ScalingActive", "True", "Autoscaling", "demand decides on the number of replicas")

@@ -1,0 +1,254 @@
+"""Stage two: change the number of replicas, which takes minutes and costs a machine.
+
+Several analysers look at the fleet: going up the largest answer counts, going down they must agree. A replica that
+starts counts as supply; one that never will is given up. What is not known never scales down.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from math import ceil, floor
+
+import msgspec
+
+from smartspec_operator.capacity import capacity
+from smartspec_operator.fleet import Fleet, attainment, together
+from smartspec_operator.removal import replicas_now, victims
+from smartspec_operator.reported import ScalingRecord
+from smartspec_operator.resource import AutoscalingSpec, SmartSpec
+from smartspec_operator.window import extended, stabilised
+from smartspec_operator.world import (
+    History,
+    Observation,
+    PolicyDecision,
+    Replica,
+    ScalingDecision,
+    Timing,
+    moment,
+    timestamp,
+)
+
+HIGH_USE, LOW_USE = 0.85, 0.70
+"""Demand fills at most the first share of the replicas before more come, and less than the second before any goes."""
+BACKLOG_SECONDS = 30.0
+"""Within this time what waits now should be served: it turns a queue into a rate."""
+GROWTH = 2
+"""One decision at most doubles the replicas: demand is known better once they have come."""
+MEASURED_AFTER_SECONDS = 60.0
+HISTORY_LENGTH = 10
+GAVE_UP = "GaveUp"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """So many replicas, and why; with the tokens per second asked for, and those one replica is thought to make."""
+
+    replicas: int
+    reason: str
+    message: str
+    demand: float | None = None
+    supply: float | None = None
+
+
+def decide(
+    owner: SmartSpec, seen: Observation, history: History, policy: PolicyDecision, *, now: datetime, timing: Timing
+) -> ScalingDecision:
+    """How many replicas there shall be, and which leave first."""
+    scale, current = owner.spec.autoscaling, _current(owner, seen, history)
+    if scale is None:
+        wanted = _fixed(owner)
+        advice = Advice(wanted, "SpecReplicas", f"spec.replicas asks for {wanted}")
+        return _carried_out(seen, history, current, advice, now=now, timing=timing)
+    advice = _advice(owner, scale, seen, history, policy, current, now=now, timing=timing)
+    up, down = scale.scale_up_stabilization_seconds, scale.scale_down_stabilization_seconds
+    past = extended(history.recommendations, advice.replicas, current=current, now=now, longest_seconds=max(up, down))
+    wanted = stabilised(past, current=current, now=now, up_seconds=up, down_seconds=down)
+    if advice.reason == GAVE_UP:  # nothing is served by what does not start: no window to wait for
+        wanted = advice.replicas
+    wanted = min(max(wanted, scale.min_replicas), scale.max_replicas)
+    decision = _carried_out(seen, history, current, replace(advice, replicas=wanted), now=now, timing=timing)
+    return replace(decision, recommendations=past, active=True)
+
+
+def keep(
+    owner: SmartSpec, seen: Observation, history: History, policy: PolicyDecision, *, now: datetime, timing: Timing
+) -> ScalingDecision:
+    """The decision in force carried further, between two decisions; the first one where there is none."""
+    if owner.spec.autoscaling is None or seen.deployed_replicas is None:
+        return decide(owner, seen, history, policy, now=now, timing=timing)
+    advice = Advice(_current(owner, seen, history), "", "")
+    decision = _carried_out(seen, history, advice.replicas, advice, now=now, timing=timing)
+    return replace(decision, recommendations=history.recommendations, active=True)
+
+
+def _fixed(owner: SmartSpec) -> int:
+    return 1 if owner.spec.replicas is None else owner.spec.replicas
+
+
+def _current(owner: SmartSpec, seen: Observation, history: History) -> int:
+    """What was decided last; where nothing was, what is deployed, or is about to be."""
+    if seen.deployed_replicas is None:
+        scale = owner.spec.autoscaling
+        return _fixed(owner) if scale is None else scale.min_replicas
+    return history.scaling[-1].to_replicas if history.scaling else seen.deployed_replicas
+
+
+def _advice(
+    owner: SmartSpec,
+    scale: AutoscalingSpec,
+    seen: Observation,
+    history: History,
+    policy: PolicyDecision,
+    current: int,
+    *,
+    now: datetime,
+    timing: Timing,
+) -> Advice:
+    """What this moment alone asks for, before any window."""
+    hopeless = [replica for replica in seen.pending if _is_hopeless(replica, now, timing)]
+    if hopeless and current > scale.min_replicas and not seen.rolling:
+        problem = hopeless[0].pod.problem
+        why = f": {problem.reason} {problem.message}".rstrip() if problem else " for too long"
+        return Advice(
+            max(scale.min_replicas, current - len(hopeless)), GAVE_UP, f"{hopeless[0].pod.name} is pending{why}"
+        )
+    fleet = together(seen.loads)
+    supply = _supply(owner, policy, fleet)
+    demand = fleet.demand_tokens_per_second + fleet.waiting * fleet.shape.generation_tokens / BACKLOG_SECONDS
+    more = max(_answers_up(seen, policy, fleet, current, demand, supply, len(hopeless)), key=lambda a: a.replicas)
+    if more.replicas > current:
+        if _gave_up_lately(history, now, timing):
+            return Advice(current, "BackingOff", f"replicas did not start lately; still {more.message}", demand, supply)
+        return replace(more, replicas=min(more.replicas, current * GROWTH))
+    return _answer_down(owner, scale, seen, policy, fleet, current, demand, supply)
+
+
+def _answers_up(
+    seen: Observation,
+    policy: PolicyDecision,
+    fleet: Fleet,
+    current: int,
+    demand: float,
+    supply: float | None,
+    hopeless: int,
+) -> list[Advice]:
+    """One answer for each analyser, *current* where it asks for nothing."""
+    answers = [Advice(current, "Steady", "demand and replicas agree", demand, supply)]
+    if supply is not None:
+        # Replicas still starting count: or each tick of a slow start would add one more.
+        required = demand / HIGH_USE - supply * (current - hopeless)
+        if required > 0:
+            text = f"{demand:.0f} tokens/s are asked for and a replica makes {supply:.0f}"
+            answers.append(Advice(current + ceil(required / supply), "Demand", text, demand, supply))
+    if not seen.pending:
+        if fleet.waiting > max(fleet.running, fleet.size):
+            text = f"{fleet.waiting} requests wait and {fleet.running} run"
+            answers.append(Advice(current + 1, "Queue", text, demand, supply))
+        if policy.exhausted:
+            text = "objectives are missed and the policy has nothing left to give"
+            answers.append(Advice(current + 1, "Objectives", text, demand, supply))
+    return answers
+
+
+def _answer_down(
+    owner: SmartSpec,
+    scale: AutoscalingSpec,
+    seen: Observation,
+    policy: PolicyDecision,
+    fleet: Fleet,
+    current: int,
+    demand: float,
+    supply: float | None,
+) -> Advice:
+    """Fewer replicas when every analyser agrees; each reason to stay is named."""
+    slo = owner.spec.slo
+    met = attainment(fleet, slo.ttft_seconds, slo.tpot_seconds)
+    stays = [
+        (bool(seen.missing), "MetricsMissing", f"{len(seen.missing)} replicas do not answer"),
+        (not seen.serving, "Starting", "no replica is ready yet"),
+        (seen.rolling, "Rolling", "replicas are being replaced"),
+        (bool(seen.pending), "Pending", f"{len(seen.pending)} replicas are starting"),
+        (fleet.waiting > 0, "Queue", f"{fleet.waiting} requests wait"),
+        (met is not None and met < slo.percentile / 100, "Objectives", "objectives are missed"),
+        (policy.state.ceiling is not None, "SpeculationCut", "speculation is cut for lack of memory"),
+    ]
+    for applies, reason, message in stays:
+        if applies:
+            return Advice(current, reason, message, demand, supply)
+    if supply is None:
+        fewer = scale.min_replicas if demand == 0 and fleet.running == 0 else current
+    else:
+        fewer = current - max(0, floor((supply * current - demand / LOW_USE) / supply))
+    fewer = max(scale.min_replicas, min(current, fewer))
+    if fewer == current:
+        return Advice(current, "Steady", "demand and replicas agree", demand, supply)
+    return Advice(fewer, "Spare", f"{demand:.0f} tokens/s pass on {fewer}", demand, supply)
+
+
+def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> float | None:
+    """Tokens per second of one replica: by the model, and by measurement where that tells more."""
+    priors = policy.settings.priors
+    predicted = capacity(
+        priors,
+        fleet.shape,
+        max_running_requests=policy.settings.max_running_requests or owner.spec.server.max_num_seqs,
+        max_speculative_tokens=0 if policy.settings.policy == "off" else policy.settings.max_speculative_tokens,
+        tpot_seconds=policy.settings.tpot_target_seconds,
+    )
+    measured = fleet.tokens_per_second / fleet.size if fleet.size else 0.0
+    if fleet.waiting > fleet.size and measured > 0:  # all are busy: what they make now is what they can make
+        return measured
+    return max(predicted.tokens_per_second, measured) if predicted is not None else None
+
+
+def _is_hopeless(replica: Replica, now: datetime, timing: Timing) -> bool:
+    limit = timing.pending_timeout_seconds if replica.pod.problem is None else timing.problem_timeout_seconds
+    return now - replica.pod.since > timedelta(seconds=limit)
+
+
+def _gave_up_lately(history: History, now: datetime, timing: Timing) -> bool:
+    horizon = now - timedelta(seconds=timing.retry_seconds)
+    return any(record.reason == GAVE_UP and moment(record.time) > horizon for record in history.scaling)
+
+
+def _carried_out(
+    seen: Observation, history: History, current: int, advice: Advice, *, now: datetime, timing: Timing
+) -> ScalingDecision:
+    """The way from what is deployed to what is wanted, with a record when that is something new."""
+    records = _with_measurement(seen, history.scaling, now)
+    if advice.replicas != current:
+        record = ScalingRecord(
+            time=timestamp(now),
+            from_replicas=current,
+            to_replicas=advice.replicas,
+            reason=advice.reason,
+            message=advice.message,
+            demand_tokens_per_second=None if advice.demand is None else round(advice.demand, 1),
+            predicted_tokens_per_second=None if advice.supply is None else round(advice.supply, 1),
+        )
+        records = (*records, record)[-HISTORY_LENGTH:]
+    since = moment(records[-1].time) if records else None
+    return ScalingDecision(
+        desired=advice.replicas,
+        replicas=replicas_now(
+            seen, advice.replicas, since=since, now=now, timeout_seconds=timing.drain_timeout_seconds
+        ),
+        victims=tuple(replica.pod.name for replica in victims(seen, advice.replicas)),
+        reason=advice.reason,
+        message=advice.message,
+        active=False,
+        history=records,
+    )
+
+
+def _with_measurement(
+    seen: Observation, records: tuple[ScalingRecord, ...], now: datetime
+) -> tuple[ScalingRecord, ...]:
+    """*records*, the last one completed, once, by what a replica made when all that were added had come."""
+    if not records or records[-1].measured_tokens_per_second is not None:
+        return records
+    last, fleet = records[-1], together(seen.loads)
+    early = now - moment(last.time) < timedelta(seconds=MEASURED_AFTER_SECONDS)
+    if early or last.to_replicas < last.from_replicas or fleet.size != last.to_replicas or not fleet.tokens_per_second:
+        return records
+    measured = round(fleet.tokens_per_second / fleet.size, 1)
+    return (*records[:-1], msgspec.structs.replace(last, measured_tokens_per_second=measured))

@@ -1,0 +1,114 @@
+"""What is reported of a SmartSpec: pure, and equal while nothing worth telling has changed: rest means no writes."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from smartspec_operator.conditions import conditions
+from smartspec_operator.fleet import Fleet, attainment, together
+from smartspec_operator.reported import Condition, ReportedLoad, ReportedPolicy, Status
+from smartspec_operator.resource import PORT_NAME, Manifest, SmartSpec
+from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision, timestamp
+
+TOLERANCE = 0.1
+"""A number of the load is reported anew only when it has moved by this share."""
+SHARE_STEP = 0.02
+"""The same for shares from 0 to 1."""
+
+
+def compute(
+    owner: SmartSpec, seen: Observation, policy: PolicyDecision, scale: ScalingDecision, *, now: datetime
+) -> Status:
+    """The status after this reconcile."""
+    slo, old, fleet = owner.spec.slo, owner.status, together(seen.loads)
+    met = attainment(fleet, slo.ttft_seconds, slo.tpot_seconds)
+    url = service_url(owner, seen.service)
+    return Status(
+        observed_generation=owner.generation,
+        replicas=sum(not replica.pod.terminating for replica in seen.replicas),
+        ready_replicas=sum(replica.pod.ready and not replica.pod.terminating for replica in seen.replicas),
+        selector=",".join(f"{key}={value}" for key, value in sorted(owner.labels.items())),
+        url=url or old.url,
+        policy=_policy(seen, policy),
+        load=_load(fleet, slo.percentile / 100, old.load) if seen.loads else old.load,
+        slo_attainment=_held(met, old.slo_attainment, SHARE_STEP, 0.0) if seen.loads else old.slo_attainment,
+        scaling_history=scale.history,
+        conditions=dated(conditions(owner, seen, policy, scale, met), old, owner.generation, now),
+    )
+
+
+def refused(old: Status, reason: str, message: str, *, generation: int, now: datetime) -> Status:
+    """The status of a resource that is not acted upon: what runs is left as it is, and stays reported as it was."""
+    ready = Condition("Ready", "False", reason, message)
+    others = [condition for condition in old.conditions if condition.type != "Ready"]
+    return msgspec.structs.replace(
+        old, observed_generation=generation, conditions=(*dated([ready], old, generation, now), *others)
+    )
+
+
+def dated(new: list[Condition], old: Status, generation: int, now: datetime) -> tuple[Condition, ...]:
+    """*new* with the time at which each status last changed: that of *old* while it is the same."""
+
+    def transition(condition: Condition) -> str:
+        before = old.condition(condition.type)
+        same = before is not None and before.status == condition.status
+        return before.last_transition_time if same and before is not None else timestamp(now)
+
+    return tuple(
+        msgspec.structs.replace(condition, last_transition_time=transition(condition), observed_generation=generation)
+        for condition in new
+    )
+
+
+def service_url(owner: SmartSpec, service: Manifest | None) -> str:
+    """The base URL for OpenAI clients; empty while there is no Service."""
+    if service is None:
+        return ""
+    ports: Mapping[str, int] = {port.get("name", ""): port["port"] for port in service["spec"].get("ports", ())}
+    port = ports.get(PORT_NAME, 80)
+    outside = service.get("status", {}).get("loadBalancer", {}).get("ingress") or [{}]
+    host = outside[0].get("ip") or outside[0].get("hostname") or f"{owner.name}.{owner.namespace}.svc"
+    return f"http://{host}/v1" if port == 80 else f"http://{host}:{port}/v1"
+
+
+def _policy(seen: Observation, policy: PolicyDecision) -> ReportedPolicy:
+    settings = policy.settings
+    return ReportedPolicy(
+        generation=settings.generation,
+        applied_replicas=sum(load.generation == settings.generation for load in seen.loads),
+        name=settings.policy,
+        max_speculative_tokens=settings.max_speculative_tokens,
+        tpot_target_seconds=settings.tpot_target_seconds,
+        max_running_requests=settings.max_running_requests,
+        max_queued_requests=settings.max_queued_requests,
+        reason=settings.reason,
+    )
+
+
+def _load(fleet: Fleet, percentile: float, old: ReportedLoad | None) -> ReportedLoad:
+    before = old or ReportedLoad()
+
+    def number(new: float, held: float) -> float:
+        return _held(new, held, 0.05, TOLERANCE) or 0.0
+
+    return ReportedLoad(
+        requests_per_second=number(fleet.requests_per_second, before.requests_per_second),
+        tokens_per_second=number(fleet.tokens_per_second, before.tokens_per_second),
+        running_requests=round(number(fleet.running, before.running_requests)),
+        waiting_requests=round(number(fleet.waiting, before.waiting_requests)),
+        mean_speculative_tokens=number(fleet.mean_k, before.mean_speculative_tokens),
+        acceptance_rate=_held(fleet.acceptance_rate, before.acceptance_rate, SHARE_STEP, 0.0) or 0.0,
+        predicted_goodput=number(fleet.predicted_goodput, before.predicted_goodput),
+        measured_goodput=number(fleet.measured_goodput, before.measured_goodput),
+        ttft_seconds=_held(fleet.ttft.quantile(percentile), before.ttft_seconds, 0.0, TOLERANCE),
+        tpot_seconds=_held(fleet.tpot.quantile(percentile), before.tpot_seconds, 0.0, TOLERANCE),
+        kv_cache_usage=_held(fleet.kv_cache_usage, before.kv_cache_usage, SHARE_STEP, 0.0) or 0.0,
+    )
+
+
+def _held(new: float | None, old: float | None, absolute: float, relative: float) -> float | None:
+    """*new* with three digits, or *old* while *new* is near it; but 0 is told at once, for that is rest."""
+    if new is None or old is None or new == 0 or abs(new - old) > max(absolute, relative * abs(old)):
+        return None if new is None else float(f"{new:.3g}")
+    return old
