@@ -1,12 +1,10 @@
-"""An honest little engine for tests of the server alone: it queues, steps, aborts, drains and fails like the real one."""
+"""An honest little engine for tests of the server alone: it queues, steps, aborts, drains and fails as the real one."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import msgspec
 
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
@@ -117,15 +115,16 @@ class FakeEngine:
         """Admit what fits, and give every running sequence its next tokens."""
         while self.waiting and len(self.running) < self._max_num_seqs:
             self.running.append(self.waiting.popleft())
+        num_running = len(self.running)
         kept = sum(self._advance(sequence) for sequence in list(self.running))
         stats = StepStats(
             decision=Decision(predicted_seconds=0.012, predicted_tokens=kept, reason="fake"),
-            features=StepFeatures(target_tokens=kept, context_tokens=10 * kept, num_requests=len(self.running)),
+            features=StepFeatures(target_tokens=kept, context_tokens=10 * kept, num_requests=num_running),
             seconds=StepSeconds(draft=0.001, target=0.008, host=0.001),
             tokens_kept=kept, num_running=len(self.running), num_waiting=len(self.waiting), kv_cache_usage=0.25,
-            drafted_by_proposer={"draft": 3 * len(self.running)}, accepted_by_proposer={"draft": len(self.running)},
-            k_by_request=(("draft", 3),) * len(self.running), accepted_by_position=(len(self.running), 0, 0),
-            queue_seconds=(0.001,) * len(self.running), num_drafts=len(self.running),
+            drafted_by_proposer={"draft": 3 * num_running}, accepted_by_proposer={"draft": num_running},
+            k_by_request=(("draft", 3),) * num_running, accepted_by_position=(num_running, 0, 0),
+            queue_seconds=(0.001,) * num_running, num_drafts=num_running,
         )  # fmt: skip
         for observer in self._observers:
             observer(stats)
@@ -169,6 +168,10 @@ class FakeEngine:
         self.waiting.clear()
         self._rest_if_idle()
 
+    def stop(self) -> None:
+        """End: what still runs is told."""
+        self.fail(NotAcceptingError("the engine has stopped"))
+
     def load(self) -> LoadReport:
         """Load now."""
         return LoadReport(
@@ -183,9 +186,10 @@ class FakeEngine:
 
     def apply_settings(self, settings: PolicySettings) -> PolicySettings:
         """Take a newer policy."""
-        if settings.generation < self._settings.generation:
-            raise StalePolicyError(f"generation {settings.generation} is older than {self._settings.generation}")
-        self._settings = msgspec.structs.replace(settings)
+        if settings != self._settings:
+            if settings.generation <= self._settings.generation:
+                raise StalePolicyError(f"generation {settings.generation} is not newer")
+            self._settings = settings
         return self._settings
 
     def speculation(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
-def validation_error(error: ValueError) -> ApiError:
+def validation_error(error: Exception) -> ApiError:
     """400 for a body that msgspec refused (or that is not UTF-8), naming the field when one is at fault."""
     message = str(error)
     path = re.search(r" - at `\$?\.?(.*)`$", message)

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
 
 from aiohttp import web
 
 from smartspec.config import RuntimeConfig
-from smartspec.scheduling.client import EngineClient
+from smartspec.scheduling.client import EngineClient, EngineInfo
 from smartspec.server.admin import admin_app
 from smartspec.server.context import Context
 from smartspec.server.exposition import Exposition
@@ -21,72 +22,69 @@ log = logging.getLogger(__name__)
 
 async def serve(
     config: RuntimeConfig,
-    start_engine: Callable[[], Awaitable[EngineClient]],
+    engine: AbstractAsyncContextManager[EngineClient],
     stop: asyncio.Event,
     *,
     clock: Callable[[], float] = time.monotonic,
     announce: Callable[[str, str], None] | None = None,
 ) -> bool:
-    """Listen, start the engine, serve until *stop* is set, then drain; returns whether all requests could finish.
+    """Listen, enter *engine*, serve until *stop* is set, then drain; returns whether all requests could finish.
 
     The sockets are open before the model is loaded, so that probes and clients get answers instead of refusals.
     *announce* is told the URLs of both ports once they are open.
-    Raises what *start_engine* raises, ConfigError, or OSError when a port cannot be had.
+    Raises what entering *engine* raises, ConfigError, or OSError when a port cannot be had.
     """
-    lifecycle = Lifecycle(config.model.name, lame_duck_seconds=config.server.lame_duck_seconds)
+    server = config.server
+    lifecycle = Lifecycle(config.model.name, lame_duck_seconds=server.lame_duck_seconds)
     context = Context(lifecycle, Exposition(config.model.name), clock)
-    async with AsyncExitStack() as listeners:
-        public = await _listen(listeners, public_app(context, config.server), config.server.host, config.server.port)
-        admin = await _listen(
-            listeners, admin_app(context, config.server), config.server.admin_host, config.server.admin_port
-        )
+    # Left in reverse: the engine ends first, and what it still has to say to clients can be said.
+    async with AsyncExitStack() as owned:
+        public = await _listen(owned, public_app(context, server), server.host, server.port)
+        admin = await _listen(owned, admin_app(context, server), server.admin_host, server.admin_port)
         log.info("event=listening url=%s admin_url=%s", public, admin)
         if announce is not None:
             announce(public, admin)
-        if not await _start(lifecycle, context, start_engine, stop, clock):
+        began = clock()
+        started = await _unless_stopped(owned.enter_async_context(engine), stop)
+        if started is None:
+            log.info("event=stopped phase=loading")
             return True
+        started.subscribe(context.exposition.observe_step)
+        context.exposition.describe(started.info)
+        lifecycle.engine_started(started)
+        _log_ready(started.info, clock() - began)
         await stop.wait()
-        return await _drain(lifecycle, config.server.drain_timeout_seconds)
+        return await _drain(lifecycle, server.drain_timeout_seconds)
 
 
-async def _listen(listeners: AsyncExitStack, app: web.Application, host: str, port: int) -> str:
-    """Serve *app* until *listeners* close; returns its URL (port 0: any free one)."""
+async def _listen(owned: AsyncExitStack, app: web.Application, host: str, port: int) -> str:
+    """Serve *app* until *owned* closes; returns its URL (port 0: any free one)."""
     # Without handler_cancellation a handler outlives its client, and goes on holding blocks of the cache.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    listeners.push_async_callback(runner.cleanup)
+    owned.push_async_callback(runner.cleanup)
     await web.TCPSite(runner, host, port, backlog=1024).start()
     bound = runner.addresses[0][1]
     return f"http://{f'[{host}]' if ':' in host else host}:{bound}"
 
 
-async def _start(
-    lifecycle: Lifecycle,
-    context: Context,
-    start_engine: Callable[[], Awaitable[EngineClient]],
-    stop: asyncio.Event,
-    clock: Callable[[], float],
-) -> bool:
-    """Start the engine unless *stop* comes first; returns whether it runs."""
-    began = clock()
-    starting = asyncio.ensure_future(start_engine())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not starting.done():
-        starting.cancel()
-        log.info("event=stopped phase=loading")
-        return False
-    engine = starting.result()
-    engine.subscribe(context.exposition.observe_step)
-    context.exposition.describe(engine.info)
-    lifecycle.engine_started(engine)
-    info = engine.info
+async def _unless_stopped(starting: Coroutine[Any, Any, EngineClient], stop: asyncio.Event) -> EngineClient | None:
+    """The result of *starting*, or None when *stop* comes first."""
+    start_task, stop_task = asyncio.create_task(starting), asyncio.create_task(stop.wait())
+    await asyncio.wait({start_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+    stop_task.cancel()
+    if start_task.done():
+        return start_task.result()
+    start_task.cancel()
+    return None
+
+
+def _log_ready(info: EngineInfo, load_seconds: float) -> None:
     log.info(
         "event=ready model=%s load_seconds=%.1f dtype=%s device=%s attention=%s invariant=%s proposers=%s "
         "max_model_len=%d kv_cache_tokens=%d",
         info.model,
-        clock() - began,
+        load_seconds,
         info.dtype,
         info.device,
         info.attention,
@@ -95,7 +93,6 @@ async def _start(
         info.max_model_len,
         info.num_blocks * info.block_size,
     )
-    return True
 
 
 async def _drain(lifecycle: Lifecycle, timeout_seconds: float) -> bool:

@@ -1,5 +1,8 @@
 """`POST /v1/completions`: what goes in, what comes out, whole and streamed."""
 
+from typing import Any
+
+import pytest
 
 from fake_engine import FakeEngine
 from serving import serving
@@ -13,3 +16,137 @@ async def test_text_prompt_is_completed() -> None:
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "cbacb", "logprobs": None, "finish_reason": "length"}]
     assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("ab", ["bab"]),
+        (["ab", "xyz"], ["bab", "zyx"]),
+        ([97, 98], ["bab"]),
+        ([[97, 98], [120, 121, 122]], ["bab", "zyx"]),
+    ],
+)
+async def test_prompt_takes_all_four_forms(prompt: Any, texts: list[str]) -> None:
+    """Text, texts, token ids and lists of token ids: one choice each, in order."""
+    async with serving(FakeEngine()) as server:
+        status, answer = await server.post("/v1/completions", prompt=prompt, max_tokens=3)
+    assert status == 200
+    assert [choice["text"] for choice in answer["choices"]] == texts
+    assert [choice["index"] for choice in answer["choices"]] == list(range(len(texts)))
+
+
+async def test_n_choices_per_prompt_count_the_prompt_once() -> None:
+    """Choices of a prompt stand together, each with a seed of its own, and usage counts each prompt once."""
+    engine = FakeEngine()
+    async with serving(engine) as server:
+        _, answer = await server.post("/v1/completions", prompt=["a", "b"], n=2, seed=7, max_tokens=2)
+    assert [choice["text"] for choice in answer["choices"]] == ["aa", "aa", "bb", "bb"]
+    assert [request.sampling.seed for request in engine.requests] == [7, 8, 7, 8]
+    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 8, "total_tokens": 12}
+
+
+async def test_sampling_fields_reach_the_engine() -> None:
+    """Every field that shapes the answer is passed on as it was sent."""
+    engine = FakeEngine()
+    fields: dict[str, Any] = {
+        "temperature": 0.5, "top_k": 9, "top_p": 0.8, "min_p": 0.1, "seed": 3, "stop": ["x", "yz"], "max_tokens": 6,
+        "stop_token_ids": [5, 5], "min_tokens": 2, "ignore_eos": True, "logprobs": 0,
+        "speculation": {"mode": "fixed", "max_tokens": 4},
+    }  # fmt: skip
+    async with serving(engine) as server:
+        status, _ = await server.post("/v1/completions", prompt="a", **fields)
+    assert status == 200
+    sampling, speculation = engine.requests[0].sampling, engine.requests[0].speculation
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 9, 0.8, 0.1)
+    assert (sampling.seed, sampling.stop, sampling.max_tokens) == (3, ("x", "yz"), 6)
+    assert (sampling.stop_token_ids, sampling.min_tokens, sampling.ignore_eos) == (frozenset({5}), 2, True)
+    assert sampling.logprobs
+    assert (speculation.mode, speculation.max_tokens) == ("fixed", 4)
+
+
+async def test_defaults_are_the_api_s() -> None:
+    """A body with a prompt alone, or with nulls, means OpenAI's defaults."""
+    engine = FakeEngine()
+    async with serving(engine) as server:
+        await server.post("/v1/completions", prompt="a")
+        await server.post("/v1/completions", prompt="a", temperature=None, stop=None, max_tokens=None, top_k=-1)
+    assert engine.requests[0].sampling == engine.requests[1].sampling
+    sampling = engine.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k, sampling.seed) == (16, 1.0, 0, None)
+
+
+@pytest.mark.parametrize("logprobs", [0, 1, True])
+async def test_logprobs_are_the_chosen_tokens(logprobs: Any) -> None:
+    """0 and 1 both give the chosen token's, with where in the text each token begins."""
+    async with serving(FakeEngine()) as server:
+        _, answer = await server.post("/v1/completions", prompt="abc", max_tokens=3, logprobs=logprobs)
+    assert answer["choices"][0]["logprobs"] == {
+        "tokens": ["c", "b", "a"],
+        "token_logprobs": [-0.5, -0.5, -0.5],
+        "text_offset": [0, 1, 2],
+        "top_logprobs": None,
+    }
+
+
+async def test_stream_says_the_same_as_the_whole() -> None:
+    """Chunks join to the text; the last one of the choice has the finish reason; `[DONE]` ends it."""
+    async with serving(FakeEngine(tokens_per_step=2)) as server:
+        *chunks, done = await server.stream("/v1/completions", prompt="abc", max_tokens=5, logprobs=1)
+    assert done == "[DONE]"
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == "cbacb"
+    assert [choice["finish_reason"] for choice in choices] == [None, None, "length"]
+    assert [offset for choice in choices for offset in choice["logprobs"]["text_offset"]] == [0, 1, 2, 3, 4]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert "usage" not in chunks[0]
+
+
+async def test_stream_usage_comes_last_when_asked_for() -> None:
+    """`include_usage` adds a chunk without choices; the others say null."""
+    async with serving(FakeEngine()) as server:
+        *chunks, last, _ = await server.stream(
+            "/v1/completions", prompt="abc", max_tokens=5, stream_options={"include_usage": True}
+        )
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+
+
+async def test_continuous_usage_counts_up() -> None:
+    """`continuous_usage_stats` puts the totals so far into every chunk."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with serving(FakeEngine(tokens_per_step=2)) as server:
+        *chunks, _ = await server.stream("/v1/completions", prompt="abc", max_tokens=5, stream_options=options)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [2, 4, 5, 5]
+
+
+async def test_several_choices_share_one_stream() -> None:
+    """Chunks of all choices come interleaved, each with its index, and each choice ends."""
+    async with serving(FakeEngine()) as server:
+        *chunks, _ = await server.stream("/v1/completions", prompt=["ab", "cd"], max_tokens=4)
+    texts = {0: "", 1: ""}
+    for chunk in chunks:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    assert texts == {0: "baba", 1: "dcdc"}
+    assert sum(chunk["choices"][0]["finish_reason"] == "length" for chunk in chunks) == 2
+
+
+async def test_unknown_fields_are_ignored_with_a_word() -> None:
+    """A field nobody knows changes nothing and is named in a header; known harmless ones pass silently."""
+    async with serving(FakeEngine()) as server:
+        body = {"prompt": "a", "user": "u", "frobnicate": 1, "bad name\r\n": 2}
+        async with server.public.post("/v1/completions", json=body) as response:
+            assert response.status == 200
+            assert response.headers["X-SmartSpec-Ignored-Fields"] == "frobnicate"
+
+
+async def test_long_prompts_are_tokenised_all_the_same() -> None:
+    """A prompt too long for the model is counted (beside the event loop) and refused with both numbers."""
+    async with serving(FakeEngine()) as server:
+        status, answer = await server.post("/v1/completions", prompt="x" * 20_000)
+    assert status == 400
+    assert answer["error"]["param"] == "prompt"
+    assert answer["error"]["code"] == "context_length_exceeded"
+    assert "256" in answer["error"]["message"]
+    assert "20001" in answer["error"]["message"]
