@@ -14,7 +14,7 @@ from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.types import BatchState, Choice, Decision, Proposer, StepFeatures, StepOutcome, StepSeconds
 from smartspec.scheduling.output import ModelRunnerOutput, SampledTokens, ScheduledRequest, SchedulerOutput
 
-VOCAB_SIZE = 50
+VOCAB_SIZE = 20
 
 
 def next_token(prefix: Sequence[int], salt: int = 0) -> int:

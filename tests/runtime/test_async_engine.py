@@ -101,7 +101,7 @@ async def running(
         target="integers",
     )
     loaded = LoadedEngine(
-        Engine(scheduling, IntegerProposer(4), runner, clock), policy, info, LetterTokenizer(), frozenset({49})
+        Engine(scheduling, IntegerProposer(4), runner, clock), policy, info, LetterTokenizer(), frozenset({19})
     )
     engine = AsyncEngine(lambda: loaded, config, PolicySettings(), clock=clock)
     await engine.start()
@@ -145,10 +145,10 @@ async def test_eos_ends_a_text_and_is_counted() -> None:
     """Nothing after the end-of-sequence token is streamed or counted, however far speculation had run ahead."""
     async with running() as r:
         deltas = await collect(r.engine, ask(max_tokens=60, ignore_eos=False))
-        expected = generate([1, 2, 3], 60, frozenset({49}))
+        expected = generate([1, 2, 3], 60, frozenset({19}))
         assert [t for d in deltas for t in d.token_ids] == expected
-        assert deltas[-1].finish_reason == ("stop" if expected[-1] == 49 else "length")
-        assert "".join(d.text for d in deltas) == LetterTokenizer().decode([t for t in expected if t != 49])
+        assert deltas[-1].finish_reason == ("stop" if expected[-1] == 19 else "length")
+        assert "".join(d.text for d in deltas) == LetterTokenizer().decode([t for t in expected if t != 19])
 
 
 async def test_a_stop_string_ends_the_request_and_frees_it() -> None:
