@@ -84,6 +84,12 @@ class AcceptanceModel:
         shift = np.array([self._shift(request, proposer) for request in requests])
         return np.cumprod(np.clip(rates + shift[:, None], 0.0, 1.0), axis=1)
 
+    def mean_survival(self, verifiers: Sequence[Verifier], depth: int) -> Array:
+        """Survival [depth] of a drafted token, averaged over requests verified by *verifiers*."""
+        rows = [row_of("draft", verifier) for verifier in verifiers]
+        survival: Array = np.cumprod(self._rates[rows, :depth], axis=1).mean(axis=0)
+        return survival
+
     def observe(self, outcomes: Iterable[RequestOutcome], tokens_kept: int) -> None:
         """Learn from one step's proposals; every token kept lets the evidence fade, proposed or not."""
         fade = 0.5 ** (tokens_kept / PAIR_HALF_LIFE)

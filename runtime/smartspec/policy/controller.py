@@ -10,6 +10,7 @@ from smartspec.policy.batch_arrays import choices_of, costs_of, features_of, pro
 from smartspec.policy.goodput import Plan, optimise
 from smartspec.policy.latency import LatencyModel
 from smartspec.policy.settings import PolicySettings, Priors
+from smartspec.policy.slo import HEADROOM, TpotGuard
 from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
 
 SWITCHING_MARGIN = 0.01
@@ -26,6 +27,7 @@ class SpeculationPolicy:
         self._key = key
         self._acceptance = AcceptanceModel()
         self._latency = LatencyModel()
+        self._guard = TpotGuard()
         self._drafting = True
         self._rate = 1.0
         self._last: Decision | None = None
@@ -42,6 +44,7 @@ class SpeculationPolicy:
         if priors is not None and priors.key != self._key:
             raise ValueError(f"priors.key is {priors.key!r}, but this runtime is {self._key!r}")
         self._settings = settings
+        self._guard.reset()
         if priors is not None:
             self._acceptance.adopt(priors.acceptance)
             if priors.latency is not None:
@@ -64,7 +67,8 @@ class SpeculationPolicy:
         if not num or not ceiling or batch.max_nodes <= 0 or not forced.any():
             return self._remember(idle)
         chances = survival(batch.candidates, self._acceptance, ceiling)
-        problem = problem_of(batch, chances, forced, tpot_target_seconds=self._settings.tpot_target_seconds)
+        target = self._settings.tpot_target_seconds
+        problem = problem_of(batch, chances, forced, tpot_target_seconds=target and HEADROOM * target)
         plan = optimise(
             problem,
             costs_of(batch, self._latency),
@@ -101,12 +105,17 @@ class SpeculationPolicy:
 
     def limits(self, batch: BatchState) -> Limits:
         """How many requests may run, and how much prefill a step may take, within the TPOT target."""
-        return Limits()
+        target = self._settings.tpot_target_seconds
+        if target is None:
+            return Limits()
+        depth = 0 if self._settings.policy == "off" else self._settings.max_speculative_tokens
+        return self._guard.limits(batch, target, self._latency, self._acceptance, depth)
 
     def observe(self, outcome: StepOutcome) -> None:
         """Learn from a step: its time and what was accepted."""
         self._latency.observe(outcome.features, outcome.seconds)
         self._acceptance.observe(outcome.outcomes, outcome.tokens_kept)
+        self._guard.observe(outcome)
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept of a finished request."""

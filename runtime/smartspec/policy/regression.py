@@ -43,8 +43,12 @@ class NonNegativeFilter:
         """Seconds for *features* [d]."""
         return float(features @ self.mean)
 
-    def observe(self, features: Array, seconds: float) -> None:
-        """Learn that *features* [d] took *seconds*."""
+    def uncertainty(self, features: Array) -> float:
+        """Standard deviation of the prediction for *features* [d], noise of a single step aside."""
+        return math.sqrt(max(0.0, float(features @ self.covariance @ features)))
+
+    def observe(self, features: Array, seconds: float) -> float:
+        """Learn that *features* [d] took *seconds*; returns what had been predicted."""
         self._drift()
         expected = max(float(features @ self.mean), 1e-9)
         along = self.covariance @ features
@@ -70,16 +74,17 @@ class NonNegativeFilter:
         # The spread around the prediction is learned from the clipped residual, slowly, so that it stays a noise level.
         relative = min(abs(seconds - expected), bound) / expected
         self.noise = max(SMALLEST_NOISE, math.sqrt(self.noise**2 + 0.03 * (relative**2 - self.noise**2)))
+        return expected
 
-    def seed(self, mean: Array, *, together: float, apart: float) -> None:
-        """Start from *mean*, believed to these relative standard deviations."""
+    def seed(self, mean: Array, doubt: float) -> None:
+        """Start from *mean*, believed to the relative standard deviation *doubt*, together and apart."""
         self.mean = np.maximum(mean, 0.0)
-        self.covariance = spread(self.mean, self._scale, together, apart)
+        self.covariance = spread(self.mean, self._scale, doubt, doubt)
 
-    def blend(self, mean: Array, *, together: float, apart: float) -> None:
+    def blend(self, mean: Array, doubt: float) -> None:
         """Move towards *mean* where it is known better than here; certainty is left as it was, because the same
         evidence may be handed in again and again."""
-        other = spread(mean, self._scale, together, apart)
+        other = spread(mean, self._scale, doubt, doubt)
         self.mean += self.covariance @ np.linalg.solve(self.covariance + other, mean - self.mean)
         self._keep_non_negative()
 

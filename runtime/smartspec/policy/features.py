@@ -1,0 +1,114 @@
+"""A step's composition as regressors: the named, non-negative terms that its time is a sum of.
+
+Three parts, each measured by itself: the target's forward, the draft's forwards, the host. A forward's time over its
+tokens is no line, so it is a rising piecewise-linear curve, whose segments are terms of the sum like any other.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smartspec.policy.regression import Array
+from smartspec.policy.types import StepFeatures
+
+HALF_OCTAVES: tuple[int, ...] = (
+    1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096,
+)  # fmt: skip
+"""Tokens of one forward at which its time may bend."""
+LINE: tuple[int, ...] = (1,)
+"""No bend at all: the linear time model of the paper."""
+
+TARGET_SLOPES = {"context": 3e-5, "requests": 0.01, "prefill": 0.01}
+DRAFT_SLOPES = {"context": 3e-5}
+HOST_SLOPES = {"requests": 0.05, "tokens": 0.02}
+"""What a unit of each may plausibly cost, in units of the part's smallest step."""
+TOKEN_BELIEVED, TOKEN_THINKABLE = 0.008, 0.03
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a step: its terms' names, and in units of the time of its smallest step the coefficients believed
+    before anything was measured (optimistic: what seems cheap is tried, and so is learned) and those thinkable."""
+
+    names: tuple[str, ...]
+    believed: Array
+    thinkable: Array
+
+    @classmethod
+    def of(cls, prefix: str, first: str, slopes: dict[str, float], knots: tuple[int, ...] = ()) -> "Part":
+        """A part of one constant term, a curve over *knots*, and *slopes*."""
+        names = (first, *(f"tokens_from_{knot}" for knot in knots), *slopes)
+        believed = [1.0] + [TOKEN_BELIEVED] * len(knots) + [0.0] * len(slopes)
+        thinkable = [1.0] + [TOKEN_THINKABLE] * len(knots) + list(slopes.values())
+        return cls(tuple(f"{prefix}.{name}" for name in names), np.array(believed), np.array(thinkable))
+
+
+@dataclass(frozen=True)
+class Regressors:
+    """Turns `StepFeatures` into one vector per part. *buckets* are the sizes that a step's tokens are padded to where
+    graphs are captured (none: no padding); beyond the largest nothing is padded."""
+
+    knots: tuple[int, ...] = HALF_OCTAVES
+    buckets: tuple[int, ...] = ()
+
+    @cached_property
+    def target_part(self) -> Part:
+        """Terms of the target's forward."""
+        return Part.of("target", "step", TARGET_SLOPES, self.knots)
+
+    @cached_property
+    def draft_part(self) -> Part:
+        """Terms of the draft's forwards."""
+        return Part.of("draft", "forward", DRAFT_SLOPES, self.knots)
+
+    @cached_property
+    def host_part(self) -> Part:
+        """Terms of everything else in a step."""
+        return Part.of("host", "step", HOST_SLOPES)
+
+    def target(self, features: StepFeatures) -> Array:
+        """Regressors of the target's forward, in the order of `target_part.names`; zeros where there is none."""
+        if features.target_tokens <= 0:
+            return np.zeros(len(self.target_part.names))
+        padded = float(self.padded(np.array([features.target_tokens]))[0])
+        overlap = np.minimum(np.maximum(padded - self._lower, 0.0), self._width)
+        tail = (features.context_tokens, features.num_requests, features.prefill_tokens)
+        return np.concatenate(([1.0], overlap, tail))
+
+    def draft(self, features: StepFeatures) -> Array:
+        """Regressors of the draft's forwards in sum, in the order of `draft_part.names`. The first forward also feeds
+        the committed tokens that the draft had not seen."""
+        batch = features.draft_batch_by_depth
+        rows = np.array((max(batch[0], features.catchup_tokens), *batch[1:]) if batch else (), dtype=np.float64)
+        overlap = np.minimum(np.maximum(rows[:, None] - self._lower, 0.0), self._width).sum(axis=0)
+        return np.concatenate(([float(len(rows))], overlap, (features.draft_context_tokens,)))
+
+    def host(self, features: StepFeatures) -> Array:
+        """Regressors of what is neither draft nor target, in the order of `host_part.names`."""
+        return np.array((1.0, features.num_requests, features.target_tokens), dtype=np.float64)
+
+    def padded(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """*tokens* up to their bucket: inside one, tokens are free."""
+        if not self.buckets:
+            return tokens
+        sizes = np.array(self.buckets)
+        index = np.searchsorted(sizes, tokens)
+        return np.where(index < len(sizes), sizes[np.minimum(index, len(sizes) - 1)], tokens)
+
+    def curve_seconds(self, tokens: NDArray[Any], first: float, slopes: Array) -> Array:
+        """Seconds of one forward for each of *tokens*, 0 where there are none; *first* is what one token takes."""
+        values = first + np.concatenate(([0.0], np.cumsum(slopes[:-1] * self._width[:-1])))
+        beyond = np.maximum(tokens - self._lower[-1], 0.0) * slopes[-1]
+        seconds: Array = np.where(tokens > 0, np.interp(tokens, self._lower, values) + beyond, 0.0)
+        return seconds
+
+    @cached_property
+    def _lower(self) -> Array:
+        return np.array(self.knots, dtype=np.float64)
+
+    @cached_property
+    def _width(self) -> Array:
+        return np.append(np.diff(self._lower), np.inf)
