@@ -21,6 +21,7 @@ import numpy as np
 from numba import carray, cfunc, float32, njit, types
 
 from smartspec.execution.float_bits import exp, fetch_add, narrow, pointer, tanh, widen
+from smartspec.execution.vector_tiles import multiply_add
 
 CHUNK = 128
 """Positions whose scores are held at once; a constant, since the place of its borders is part of the result."""
@@ -48,73 +49,8 @@ _LOWEST = np.float32(-1e30)
 
 
 @njit(fastmath=_FASTMATH, error_model="numpy")  # type: ignore[untyped-decorator]
-def _scores(query: Any, keys: Any, scores: Any, num_queries: int, dim: int, lanes: int) -> None:
-    """scores[m, j] = sum over d of query[m, d] * keys[d, j], d ascending whatever the grouping of queries."""
-    m = 0
-    while m + 4 <= num_queries:
-        s0, s1, s2, s3 = scores[m], scores[m + 1], scores[m + 2], scores[m + 3]
-        for j in range(lanes):
-            s0[j] = _ZERO
-            s1[j] = _ZERO
-            s2[j] = _ZERO
-            s3[j] = _ZERO
-        for d in range(0, dim, 2):
-            k0, k1 = keys[d], keys[d + 1]
-            a0, b0 = query[m, d], query[m, d + 1]
-            a1, b1 = query[m + 1, d], query[m + 1, d + 1]
-            a2, b2 = query[m + 2, d], query[m + 2, d + 1]
-            a3, b3 = query[m + 3, d], query[m + 3, d + 1]
-            for j in range(lanes):
-                x, y = k0[j], k1[j]
-                s0[j] = (s0[j] + a0 * x) + b0 * y
-                s1[j] = (s1[j] + a1 * x) + b1 * y
-                s2[j] = (s2[j] + a2 * x) + b2 * y
-                s3[j] = (s3[j] + a3 * x) + b3 * y
-        m += 4
-    while m < num_queries:
-        s = scores[m]
-        for j in range(lanes):
-            s[j] = _ZERO
-        for d in range(0, dim, 2):
-            k0, k1 = keys[d], keys[d + 1]
-            a, b = query[m, d], query[m, d + 1]
-            for j in range(lanes):
-                s[j] = (s[j] + a * k0[j]) + b * k1[j]
-        m += 1
-
-
-@njit(fastmath=_FASTMATH, error_model="numpy")  # type: ignore[untyped-decorator]
-def _accumulate(weights: Any, values: Any, out: Any, num_queries: int, first: int, last: int, dim: int) -> None:
-    """out[m, d] += sum over j of weights[m, j] * values[j, d], j ascending in pairs from an even *first*."""
-    m = 0
-    while m + 4 <= num_queries:
-        o0, o1, o2, o3 = out[m], out[m + 1], out[m + 2], out[m + 3]
-        for j in range(first, last + 1, 2):
-            v0, v1 = values[j], values[j + 1]
-            a0, b0 = weights[m, j], weights[m, j + 1]
-            a1, b1 = weights[m + 1, j], weights[m + 1, j + 1]
-            a2, b2 = weights[m + 2, j], weights[m + 2, j + 1]
-            a3, b3 = weights[m + 3, j], weights[m + 3, j + 1]
-            for d in range(dim):
-                x, y = v0[d], v1[d]
-                o0[d] = (o0[d] + a0 * x) + b0 * y
-                o1[d] = (o1[d] + a1 * x) + b1 * y
-                o2[d] = (o2[d] + a2 * x) + b2 * y
-                o3[d] = (o3[d] + a3 * x) + b3 * y
-        m += 4
-    while m < num_queries:
-        o = out[m]
-        for j in range(first, last + 1, 2):
-            v0, v1 = values[j], values[j + 1]
-            a, b = weights[m, j], weights[m, j + 1]
-            for d in range(dim):
-                o[d] = (o[d] + a * v0[d]) + b * v1[d]
-        m += 1
-
-
-@njit(fastmath=_FASTMATH, error_model="numpy")  # type: ignore[untyped-decorator]
 def _softmax(scores: Any, low: int, high: int, lanes: int, scale: Any, softcap: Any, top: Any, partial: Any) -> Any:
-    """Turn raw scores into weights e**(s - top), 0 outside low..high; the new maximum and the sum of the weights.
+    """Turn raw scores into weights e**(s - top), 0 outside low <= j < high; the new maximum and the sum of the weights.
 
     The sum runs through 16 partial sums by lane, then over those in order: more lanes of zeros change no bit.
     """
@@ -126,7 +62,7 @@ def _softmax(scores: Any, low: int, high: int, lanes: int, scale: Any, softcap: 
             scores[j] = scores[j] * scale
     for j in range(low):
         scores[j] = _LOWEST
-    for j in range(high + 1, lanes):
+    for j in range(high, lanes):
         scores[j] = _LOWEST
     for j in range(lanes):
         top = max(top, scores[j])
@@ -139,7 +75,7 @@ def _softmax(scores: Any, low: int, high: int, lanes: int, scale: Any, softcap: 
             partial[i] += weight
     for j in range(low):
         scores[j] = _ZERO
-    for j in range(high + 1, lanes):
+    for j in range(high, lanes):
         scores[j] = _ZERO
     total = _ZERO
     for i in range(16):
@@ -163,78 +99,63 @@ def _attend(
     dk, dv, size, window = p[_DK], p[_DV], p[_BLOCK], p[_WINDOW]
     group = num_heads // kv_heads
     chunk = max(size, CHUNK // size * size)
-    lanes_all = (chunk + 15) // 16 * 16
-    dk_even = (dk + 1) // 2 * 2
+    padded = (chunk + 15) // 16 * 16
     most = 0
     for t in range(num_tiles):
         most = max(most, tiles[t, 1])
     most *= group
-    q = np.zeros((most, dk_even), dtype=float32)
-    scores = np.empty((most, lanes_all), dtype=float32)
-    acc = np.empty((most, dv), dtype=float32)
-    keys = np.zeros((dk_even, lanes_all), dtype=float32)
-    values = np.zeros((lanes_all + 1, dv), dtype=float32)
+    q = np.empty(most * dk, dtype=float32)
+    scores = np.empty((most, padded), dtype=float32)
+    acc = np.empty(most * dv, dtype=float32)
     tops = np.empty(most, dtype=float32)
     sums = np.empty(most, dtype=float32)
     partial = np.empty(16, dtype=float32)
+    flat_scores = scores.reshape(most * padded)
     scale, softcap = floats[0], floats[1]
     query_row, query_head = p[_QR], p[_QH]
-    total_items = num_tiles * kv_heads
     while True:
         item = fetch_add(p, 1)
-        if item >= total_items:
+        if item >= num_tiles * kv_heads:
             return
         head = item // num_tiles
         tile = item - head * num_tiles
         row0, count, pos0, table = tiles[tile, 0], tiles[tile, 1], tiles[tile, 2], tiles[tile, 3]
         num_queries = count * group
-        for r in range(count):
-            for g in range(group):
-                base = (row0 + r) * query_row + (head * group + g) * query_head
-                m = r * group + g
-                for d in range(dk):
-                    q[m, d] = widen(query[base + d])
         for m in range(num_queries):
-            tops[m] = _LOWEST
-            sums[m] = _ZERO
-            for d in range(dv):
-                acc[m, d] = _ZERO
+            base = (row0 + m // group) * query_row + (head * group + m % group) * query_head
+            for d in range(dk):
+                q[m * dk + d] = widen(query[base + d])
+        tops[:num_queries] = _LOWEST
+        sums[:num_queries] = _ZERO
+        acc[: num_queries * dv] = _ZERO
         last = pos0 + count - 1
-        start = max(0, pos0 - window + 1) // chunk * chunk
-        for origin in range(start, last + 1, chunk):
-            first_lane = max(0, pos0 - window + 1 - origin)
-            last_lane = min(chunk - 1, last - origin)
-            lanes = (last_lane + 16) // 16 * 16
-            for b in range(first_lane // size, last_lane // size + 1):
-                block = tables[table + origin // size + b]
-                source = (block * kv_heads + head) * size
-                for d in range(dk):
-                    k_row = source * dk + d * size
-                    for j in range(size):
-                        keys[d, b * size + j] = widen(key_cache[k_row + j])
-                for j in range(size):
-                    v_row = (source + j) * dv
-                    for d in range(dv):
-                        values[b * size + j, d] = widen(value_cache[v_row + d])
-            for j in range(last_lane + 1, lanes + 1):
-                for d in range(dv):
-                    values[j, d] = _ZERO
-            _scores(q, keys, scores, num_queries, dk_even, lanes)
+        first = max(0, pos0 - window + 1)
+        for origin in range(first // chunk * chunk, last + 1, chunk):
+            begin, end = max(0, first - origin), min(chunk, last + 1 - origin)
+            lanes = (end + 15) // 16 * 16
+            blocks = range(begin // size, (end - 1) // size + 1)
+            scores[:num_queries, :lanes] = _ZERO
+            for b in blocks:
+                at = (tables[table + origin // size + b] * kv_heads + head) * size
+                multiply_add(q, 0, dk, key_cache, at * dk, size, flat_scores, b * size, padded, num_queries, size, dk)
             for m in range(num_queries):
                 position = pos0 + m // group
                 low = max(0, position - window + 1 - origin)
-                high = min(chunk - 1, position - origin)
-                if high < low:
-                    for j in range(lanes):
-                        scores[m, j] = _ZERO
+                high = min(chunk, position + 1 - origin)
+                if high <= low:
+                    scores[m, :lanes] = _ZERO
                     continue
                 top, total = _softmax(scores[m], low, high, lanes, scale, softcap, tops[m], partial)
                 shrink = exp(tops[m] - top)
                 tops[m] = top
                 sums[m] = sums[m] * shrink + total
-                for d in range(dv):
-                    acc[m, d] *= shrink
-            _accumulate(scores, values, acc, num_queries, first_lane // 2 * 2, last_lane, dv)
+                for d in range(m * dv, (m + 1) * dv):
+                    acc[d] *= shrink
+            for b in blocks:
+                at = (tables[table + origin // size + b] * kv_heads + head) * size
+                i, j = max(begin, b * size), min(end, (b + 1) * size)
+                at += i - b * size
+                multiply_add(flat_scores, i, padded, value_cache, at * dv, dv, acc, 0, dv, num_queries, dv, j - i)
         for m in range(num_queries):
             total, shrink = sums[m], np.float32(1.0)
             h = head * group + m % group
@@ -245,7 +166,7 @@ def _attend(
             base = ((row0 + m // group) * num_heads + h) * dv
             inverse = shrink / total
             for d in range(dv):
-                out[base + d] = narrow(acc[m, d] * inverse, out[base + d])
+                out[base + d] = narrow(acc[m * dv + d] * inverse, out[base + d])
 
 
 @njit(error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
