@@ -23,7 +23,7 @@ from smartspec.scheduling.output import StepStats
 INFO = EngineInfo(
     model="fake", max_model_len=256, dtype="float32", device="cpu", attention="paged", invariant=True,
     proposers=("draft", "lookup"), num_blocks=64, block_size=16, key="k", created=1_700_000_000,
-    target="models/fake", draft="models/fake-draft",
+    target="models/fake", draft="models/fake-draft", vocab_size=0x110000,
 )  # fmt: skip
 
 
@@ -92,8 +92,6 @@ class FakeEngine:
         """Queue *request*."""
         if self.failure or not self._accepting:
             raise NotAcceptingError(self.failure or "draining")
-        if any(token < 0 or token > 0x10FFFF for token in request.prompt_token_ids):
-            raise InvalidRequestError("prompt", "prompt: token ids must be below 1114112")
         if len(self.waiting) >= self._max_queued_requests and len(self.running) >= self._max_num_seqs:
             self.num_rejected += 1
             raise QueueFullError(2.4)

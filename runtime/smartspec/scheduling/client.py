@@ -84,6 +84,8 @@ class EngineInfo:
     created: int
     target: str
     draft: str | None = None
+    vocab_size: int | None = None
+    """Token ids from 0 to this, exclusive, exist; None: not known."""
 
 
 class Tokenizer(Protocol):

@@ -83,6 +83,9 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     answer_id = new_id("cmpl")
     requests: list[GenerationRequest] = []
     for token_ids in await _prompts(engine.tokenizer, body.prompt):
+        if info.vocab_size is not None and max(token_ids) >= info.vocab_size:
+            # One such id in a batch would fail the whole step, and every request in it.
+            raise ApiError(400, f"prompt: token ids must be below {info.vocab_size}", param="prompt")
         max_tokens = room_for_answer(info, len(token_ids), body.max_tokens, param="prompt")
         for choice in range(body.n):
             sampling = sampling_params(body, max_tokens=max_tokens, logprobs=with_logprobs, choice=choice)
