@@ -25,6 +25,9 @@ _GROUP_BITS = 5
 _FIRST_LOOKS = 4
 """Groups looked into first: a good bound to begin with spares most of the others."""
 
+_SMALL = 4096
+"""Log probabilities, over all rows, for which hashing every token is quicker than finding out which to spare."""
+
 _MASK64 = (1 << 64) - 1
 
 
@@ -88,6 +91,9 @@ def sample(log_probs: Tensor, keys: Tensor) -> Tensor:
     *log_probs* is floating [rows, vocab], normalised or not, with -inf where a token is ruled out; *keys* is [rows].
     Returns int64 [rows]. A row's token depends on that row and its key alone.
     """
+    if log_probs.numel() <= _SMALL:
+        tokens = torch.arange(log_probs.shape[1], device=keys.device)
+        return (log_probs.double() - exponential(keys[:, None], tokens).log_()).argmax(dim=1)
     peaks = _group_peaks(log_probs)
     rows, groups = peaks.shape
     heads = _group_heads(keys[:, None], torch.arange(groups, device=keys.device))

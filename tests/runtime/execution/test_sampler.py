@@ -54,9 +54,10 @@ def test_filters_mean_what_they_mean_in_transformers(
     logits = random_logits(2, 1500, seed, scale)
     ours = process_logits(logits, SamplingTensors.of([sampling] * 2)).double().exp()
     theirs = transformers_log_probs(logits, sampling).exp()
-    # A token on the very edge of top-p or min-p may fall to either side by rounding: it must then be tiny.
-    assert (ours - theirs).abs().max() < 1e-3
-    assert ((ours > 0) != (theirs > 0)).sum() <= 1
+    # One token on the very edge of top-p or min-p may fall to either side by rounding.
+    differing = (ours > 0) != (theirs > 0)
+    assert differing.sum(dim=1).max() <= 1
+    assert (ours - theirs).abs().max() < (5e-3 if differing.any() else 1e-6)
     assert ours.sum(dim=1) == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
