@@ -37,7 +37,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; argparse ends the process with status 2 when it makes no sense."""
     parser = argparse.ArgumentParser(
-        prog="smartspec", description="An LLM server that decides, per request and per step, how much to speculate."
+        prog="smartspec",
+        description="An LLM server that decides, per request and per step, how much to speculate.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"smartspec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -46,6 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "serve",
             help="serve a model over an OpenAI-compatible HTTP endpoint",
             formatter_class=_Help,
+            allow_abbrev=False,  # a flag to come must not change what an abbreviation means
         )
     )
     return parser.parse_args(argv)
