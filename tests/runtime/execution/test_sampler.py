@@ -57,7 +57,7 @@ def test_filters_mean_what_they_mean_in_transformers(
     # One token on the very edge of top-p or min-p may fall to either side by rounding.
     differing = (ours > 0) != (theirs > 0)
     assert differing.sum(dim=1).max() <= 1
-    assert (ours - theirs).abs().max() < (5e-3 if differing.any() else 1e-6)
+    assert (ours - theirs).abs().max() < (5e-3 if differing.any() else 3e-5)
     assert ours.sum(dim=1) == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
