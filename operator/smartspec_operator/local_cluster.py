@@ -203,11 +203,13 @@ def _admitted(manifest: Manifest, live: Mapping[str, Any] | None) -> dict[str, A
         encoded = {key: base64.b64encode(text.encode()).decode() for key, text in plain.items()}
         applied["data"] = {**applied.get("data", {}), **encoded}
     if live is None:
-        applied["metadata"] |= {"uid": str(uuid.uuid4()), "generation": 1}
+        applied["metadata"] |= {"uid": str(uuid.uuid4()), "generation": 1, "resourceVersion": "1"}
         return applied
-    changed = applied.get("spec") != live.get("spec")
-    before = live["metadata"]
-    applied["metadata"] |= {"uid": before["uid"], "generation": before["generation"] + changed}
+    kept = ("uid", "generation", "resourceVersion")
+    applied["metadata"] |= {key: live["metadata"][key] for key in kept}
+    if applied != live:
+        applied["metadata"]["resourceVersion"] = str(int(applied["metadata"]["resourceVersion"]) + 1)
+        applied["metadata"]["generation"] += applied.get("spec") != live.get("spec")
     return applied
 
 

@@ -103,7 +103,7 @@ def _located(resource: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _with_folder(part: dict[str, Any], path: Path, field: str) -> dict[str, Any]:
     source = part.get("source")
-    if not isinstance(source, str):
+    if not isinstance(source, str) or not source:
         return part
     folder = (path.parent / Path(source).expanduser()).resolve()
     if folder.is_dir():

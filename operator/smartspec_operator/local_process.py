@@ -63,13 +63,15 @@ class Launch:
 class ReplicaProcess:
     """Keeps one replica running from `start` until `stop`; *on_change* is called after each change of its state.
 
-    `ready` follows the replica's own `/ready`. `message` says why it last ended, with the end of its log.
+    `ready` follows the replica's own `/ready`; `was_ready` tells draining from starting. `message` says why it last
+    ended, with the end of its log.
     """
 
     def __init__(self, name: str, launch: Launch, *, session: ClientSession, on_change: Callable[[], None]) -> None:
         self.name = name
         self.state: State = "Starting"
         self.ready = False
+        self.was_ready = False
         self.restarts = 0
         self.message = ""
         self.ports: Ports | None = None
@@ -169,6 +171,7 @@ class ReplicaProcess:
     def _become(self, state: State, *, ready: bool) -> None:
         if (state, ready) != (self.state, self.ready):
             self.state, self.ready = state, ready
+            self.was_ready = ready or (self.was_ready and state in ("Running", "Terminating"))
             self._on_change()
 
 
