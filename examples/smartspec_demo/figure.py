@@ -93,7 +93,8 @@ def _latency(axes: Axes, samples: Sequence[Sample]) -> None:
     axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_ylabel("ms per token")
     axes.set_title("Latency of each request, end to end, per token", pad=20)
-    axes.legend(loc="upper left", ncols=3, handletextpad=0.1, columnspacing=1.0)
+    if samples:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=3, handletextpad=0.1, columnspacing=1.0)
 
 
 def _k(axes: Axes, snapshots: Sequence[Snapshot]) -> None:

@@ -22,12 +22,12 @@ class Script:
     idle_max_seconds: float = 40.0
     busy_seconds: float = 10.0
     busy_clients: int = 4
-    flood_clients: int = 64
+    flood_clients: int = 72
     flood_tokens: int = 48
     flood_min_seconds: float = 15.0
     flood_max_seconds: float = 70.0
     burst_rounds: int = 3
-    burst_prompts: int = 128
+    burst_prompts: int = 108
     burst_tokens: int = 32
     burst_max_seconds: float = 60.0
     calm_max_seconds: float = 60.0
