@@ -6,7 +6,7 @@ the largest. Only times are learned: how often nonsense is accepted says nothing
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -20,10 +20,14 @@ from smartspec.scheduling.scheduler import Policy, Scheduler
 
 log = logging.getLogger(__name__)
 
-WARMUP_SECONDS = 3.0
-SPECULATIVE_TOKENS = (0, 4, 1, 8, 2)
-STEPS_EACH = 2
-SHORT_PROMPT_TOKENS = 24
+WARMUP_SECONDS = 4.0
+SPECULATIVE_TOKENS = (0, 4, 1, 8, 2, 0, 4)
+"""The k of one request's steps, in order."""
+
+BATCH_SPECULATIVE_TOKENS = (0, 4, 1)
+"""The same for many requests, where a step costs more and a little says as much."""
+
+SHORT_PROMPT_TOKENS = 8
 LONG_PROMPT_TOKENS = 384
 
 D = TypeVar("D")
@@ -78,16 +82,16 @@ class WarmUp:
         num_blocks: int,
         max_model_len: int,
         vocab_size: int,
-        proposers: Iterable[ProposerName] = (),
+        proposers: Collection[ProposerName] = (),
     ) -> None:
         self._rehearsal = _Rehearsal(policy)
-        self._speculative_tokens = SPECULATIVE_TOKENS if "draft" in (names := tuple(proposers)) else (0,)
+        self._drafts = "draft" in proposers
         self._scheduler = Scheduler(
             config,
             self._rehearsal,
             num_blocks=num_blocks,
             max_model_len=max_model_len,
-            proposers=[name for name in names if name == "draft"],
+            proposers=("draft",) if self._drafts else (),
         )
         self._engine = Engine(self._scheduler, proposer, runner, clock)
         self._clock = clock
@@ -100,10 +104,11 @@ class WarmUp:
         began = self._clock()
         deadline = began + budget_seconds
         # Kernels load and memory is first touched in the first steps: what they take says nothing of later ones.
-        self._play(1, SHORT_PROMPT_TOKENS, deadline)
+        self._play(1, SHORT_PROMPT_TOKENS, (0, 2), deadline)
         self._rehearsal.is_learning = True
         for num_requests, num_prompt_tokens in self._rounds():
-            if not self._play(num_requests, num_prompt_tokens, deadline):
+            depths = SPECULATIVE_TOKENS if num_requests == 1 else BATCH_SPECULATIVE_TOKENS
+            if not self._play(num_requests, num_prompt_tokens, depths, deadline):
                 break
         seconds, steps = self._clock() - began, self._rehearsal.num_observed
         log.info("event=warmed_up steps=%d seconds=%.1f", steps, seconds)
@@ -112,45 +117,41 @@ class WarmUp:
     def _rounds(self) -> Iterator[tuple[int, int]]:
         """Batch sizes with prompt lengths, the extremes first: time may not allow for all."""
         largest = self._scheduler.config.max_num_seqs
-        sizes = [1]
-        while sizes[-1] * 2 < largest:
-            sizes.append(sizes[-1] * 2)
-        if largest > 1:
-            sizes.append(largest)
-        while sizes:
-            yield sizes.pop(0), SHORT_PROMPT_TOKENS
-            if sizes:
-                yield sizes.pop(), SHORT_PROMPT_TOKENS
+        between = [4**i for i in range(1, 16) if 4**i < largest]
+        for size in (1, largest, *between):
+            yield size, SHORT_PROMPT_TOKENS
         yield 2, LONG_PROMPT_TOKENS
         yield max(1, largest // 4), LONG_PROMPT_TOKENS // 2
+        yield 1, LONG_PROMPT_TOKENS
 
-    def _play(self, num_requests: int, num_prompt_tokens: int, deadline: float) -> bool:
-        """One batch: its prompts, then a few steps at each k. False when time is up."""
-        max_tokens = 1 + sum(k + 1 for k in self._speculative_tokens) * STEPS_EACH
+    def _play(self, num_requests: int, num_prompt_tokens: int, depths: Sequence[int], deadline: float) -> bool:
+        """One batch: its prompts, then a step at each k. False when time is up or nothing fits."""
+        if not self._drafts:
+            depths = [0] * len(depths)
+        max_tokens = 1 + sum(k + 1 for k in depths)
         num_prompt_tokens = min(num_prompt_tokens, self._max_model_len - max_tokens)
         pool = self._scheduler.pool
-        if num_prompt_tokens < 1 or pool.blocks_for(num_prompt_tokens + max_tokens) > pool.num_blocks:
+        num_blocks = pool.blocks_for(num_prompt_tokens + max_tokens)
+        if num_prompt_tokens < 1 or num_blocks > pool.num_blocks:
             return False
-        num_requests = max(1, min(num_requests, pool.num_blocks // pool.blocks_for(num_prompt_tokens + max_tokens)))
+        num_requests = max(1, min(num_requests, pool.num_blocks // num_blocks))
         for index in range(num_requests):
             self._scheduler.add(self._request(index, num_prompt_tokens, max_tokens))
-        in_time = self._steps(deadline)
+        in_time = self._steps(depths, deadline)
         for index in range(num_requests):
             self._scheduler.abort(str(index))
         return in_time
 
-    def _steps(self, deadline: float) -> bool:
+    def _steps(self, depths: Sequence[int], deadline: float) -> bool:
         self._rehearsal.num_tokens = 0
         while self._scheduler.waiting or any(r.num_remaining_tokens > 1 for r in self._scheduler.running):
             if self._clock() >= deadline:
                 return False
             self._engine.step()
-        for num_tokens in self._speculative_tokens:
-            self._rehearsal.num_tokens = num_tokens
-            for _ in range(STEPS_EACH):
-                if self._clock() >= deadline:
-                    return False
-                self._engine.step()
+        for self._rehearsal.num_tokens in depths:
+            if self._clock() >= deadline:
+                return False
+            self._engine.step()
         return True
 
     def _request(self, index: int, num_prompt_tokens: int, max_tokens: int) -> Request:

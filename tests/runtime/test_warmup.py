@@ -44,8 +44,8 @@ def rehearse(
 def test_it_teaches_times_of_all_sizes_and_no_acceptance() -> None:
     """The policy sees batches from one to the largest, with and without drafts, and no evidence about text."""
     policy, runner = RandomPolicy(), IntegerRunner(4)
-    assert rehearse(policy, runner) == len(policy.observed) > 50
-    assert {1, 2, 4, 8} <= {outcome.features.num_requests for outcome in policy.observed}
+    assert rehearse(policy, runner) == len(policy.observed) > 30
+    assert {1, 2, 4, 8} == {outcome.features.num_requests for outcome in policy.observed}
     assert all(not outcome.outcomes and outcome.tokens_kept == 0 for outcome in policy.observed)
     assert {s.num_speculative_tokens for step in runner.steps for s in step.scheduled} >= {0, 1, 2, 4, 8}
     assert not policy.forgotten
