@@ -15,12 +15,16 @@ head: the tiles of one long context spread over all threads.
 
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, float32, njit, types
 
-from smartspec.execution.float_bits import exp, fetch_add, narrow, pointer, tanh, widen
+from smartspec.execution import machine, vector_softmax, vector_tiles
+from smartspec.execution.machine import fetch_add, narrow, pointer, widen
+from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
 
 CHUNK = 128
@@ -43,47 +47,11 @@ _QR, _QH, _KR, _KH, _VR, _VH = (
 _ROWS = _I["num_rows"]
 _N = len(FIELDS)
 _HUGE = 1 << 40
-_FASTMATH = {"contract", "nsz"}
 _ZERO = np.float32(0.0)
-_LOWEST = np.float32(-1e30)
+_LOWEST = np.float32(LOWEST)
 
 
-@njit(fastmath=_FASTMATH, error_model="numpy")  # type: ignore[untyped-decorator]
-def _softmax(scores: Any, low: int, high: int, lanes: int, scale: Any, softcap: Any, top: Any, partial: Any) -> Any:
-    """Turn raw scores into weights e**(s - top), 0 outside low <= j < high; the new maximum and the sum of the weights.
-
-    The sum runs through 16 partial sums by lane, then over those in order: more lanes of zeros change no bit.
-    """
-    if softcap > _ZERO:
-        for j in range(lanes):
-            scores[j] = softcap * tanh(scores[j] * scale / softcap)
-    else:
-        for j in range(lanes):
-            scores[j] = scores[j] * scale
-    for j in range(low):
-        scores[j] = _LOWEST
-    for j in range(high, lanes):
-        scores[j] = _LOWEST
-    for j in range(lanes):
-        top = max(top, scores[j])
-    for i in range(16):
-        partial[i] = _ZERO
-    for j in range(0, lanes, 16):
-        for i in range(16):
-            weight = exp(scores[j + i] - top)
-            scores[j + i] = weight
-            partial[i] += weight
-    for j in range(low):
-        scores[j] = _ZERO
-    for j in range(high, lanes):
-        scores[j] = _ZERO
-    total = _ZERO
-    for i in range(16):
-        total += partial[i]
-    return top, total
-
-
-@njit(fastmath=_FASTMATH, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+@njit(error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
 def _attend(
     p: Any,
     query: Any,
@@ -109,7 +77,6 @@ def _attend(
     acc = np.empty(most * dv, dtype=float32)
     tops = np.empty(most, dtype=float32)
     sums = np.empty(most, dtype=float32)
-    partial = np.empty(16, dtype=float32)
     flat_scores = scores.reshape(most * padded)
     scale, softcap = floats[0], floats[1]
     query_row, query_head = p[_QR], p[_QH]
@@ -145,7 +112,8 @@ def _attend(
                 if high <= low:
                     scores[m, :lanes] = _ZERO
                     continue
-                top, total = _softmax(scores[m], low, high, lanes, scale, softcap, tops[m], partial)
+                top = mask_and_scale(flat_scores, m * padded, lanes, low, high, scale, softcap, tops[m])
+                total = exponentiate(flat_scores, m * padded, lanes, top)
                 shrink = exp(tops[m] - top)
                 tops[m] = top
                 sums[m] = sums[m] * shrink + total
@@ -153,7 +121,8 @@ def _attend(
                     acc[d] *= shrink
             for b in blocks:
                 at = (tables[table + origin // size + b] * kv_heads + head) * size
-                i, j = max(begin, b * size), min(end, (b + 1) * size)
+                # From an even place in the block on: the two chains of the sum alternate by place.
+                i, j = b * size + max(0, begin - b * size) // 2 * 2, min(end, (b + 1) * size)
                 at += i - b * size
                 multiply_add(flat_scores, i, padded, value_cache, at * dv, dv, acc, 0, dv, num_queries, dv, j - i)
         for m in range(num_queries):
@@ -191,8 +160,9 @@ def _write(p: Any, key: Any, value: Any, key_cache: Any, value_cache: Any, table
                     value_cache[(target + slot) * dv + d] = value[v_source + d]
 
 
-def _attend_entry(element: Any) -> Any:
+def _attend_entry(element: Any, version: str) -> Any:
     def attend(address: Any) -> None:
+        _ = version  # what a closure holds is part of numba's cache key, what it calls is not
         p = carray(address, _N, np.int64)
         _attend(
             p,
@@ -209,8 +179,9 @@ def _attend_entry(element: Any) -> Any:
     return attend
 
 
-def _write_entry(element: Any) -> Any:
+def _write_entry(element: Any, version: str) -> Any:
     def write(address: Any) -> None:
+        _ = version
         p = carray(address, _N, np.int64)
         _write(
             p,
@@ -240,7 +211,9 @@ class Kernels:
 def kernels(element_bits: int) -> Kernels:
     """Compiled for float32 (32) or bfloat16 (16): some seconds the first time, then from numba's cache on disk."""
     element = {32: np.float32, 16: np.uint16}[element_bits]
-    write, attend = (_compile(entry(element)) for entry in (_write_entry, _attend_entry))
+    sources = (vector_tiles, vector_softmax, machine)
+    version = sha256(b"".join(Path(module.__file__).read_bytes() for module in sources)).hexdigest()
+    write, attend = (_compile(entry(element, version)) for entry in (_write_entry, _attend_entry))
     return Kernels(write, attend)
 
 

@@ -1,9 +1,9 @@
 """The inner product of the compiled attention, written in LLVM's own vector types: out += a @ b.
 
 A compiler may vectorise a loop or not, and choose an order for a sum; here both are part of the result's bits and of
-the speed, so nothing is left to it: every element of `out` is a chain of fused multiply-adds in ascending order of the
-summed index, whatever the number of rows computed together. `b` is read where it lies (float32, or bfloat16 as
-uint16), and widened in registers.
+the speed, so nothing is left to it: every element of `out` gets two chains of fused multiply-adds, over the even and
+the odd indices in ascending order (two, to hide the latency of one), whatever the number of rows computed together.
+`b` is read where it lies (float32, or bfloat16 as uint16), and widened in registers.
 """
 
 from typing import Any
@@ -51,7 +51,9 @@ def _tile(rows: int, groups: int, width: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             arrays = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 6)]
             a_data, b_data, out_data = arrays
-            a_start, a_stride, b_start, b_stride, out_start, out_stride, length = (args[i] for i in (1, 2, 4, 5, 7, 8, 9))
+            a_start, a_stride, b_start, b_stride, out_start, out_stride, length = (
+                args[i] for i in (1, 2, 4, 5, 7, 8, 9)
+            )
             is_float = signature.args[3].dtype == types.float32
             fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(lanes, [lanes] * 3), fma_name)
             places = []
@@ -59,23 +61,32 @@ def _tile(rows: int, groups: int, width: int) -> Any:
                 for g in range(groups):
                     at = builder.add(out_start, builder.add(builder.mul(out_stride, _I64(m)), _I64(g * width)))
                     pointer = builder.bitcast(builder.gep(out_data, [at]), lanes.as_pointer())
-                    held = cgutils.alloca_once(builder, lanes)
-                    builder.store(builder.load(pointer, align=4), held)
-                    places.append((pointer, held))
+                    even, odd = cgutils.alloca_once(builder, lanes), cgutils.alloca_once(builder, lanes)
+                    builder.store(builder.load(pointer, align=4), even)
+                    builder.store(ir.Constant(lanes, [0.0] * width if width > 1 else 0.0), odd)
+                    places.append((pointer, even, odd))
             a_rows = [builder.add(a_start, builder.mul(a_stride, _I64(m))) for m in range(rows)]
-            with cgutils.for_range(builder, length) as loop:
-                b_line = builder.add(b_start, builder.mul(b_stride, loop.index))
+
+            def add_line(i: Any, chain: int) -> None:
+                b_line = builder.add(b_start, builder.mul(b_stride, i))
                 line = [
                     widen(builder, builder.gep(b_data, [builder.add(b_line, _I64(g * width))]), is_float)
                     for g in range(groups)
                 ]
                 for m in range(rows):
-                    factor = splat(builder, builder.load(builder.gep(a_data, [builder.add(a_rows[m], loop.index)])))
+                    factor = splat(builder, builder.load(builder.gep(a_data, [builder.add(a_rows[m], i)])))
                     for g in range(groups):
-                        held = places[m * groups + g][1]
+                        held = places[m * groups + g][1 + chain]
                         builder.store(builder.call(fma, [factor, line[g], builder.load(held)]), held)
-            for pointer, held in places:
-                builder.store(builder.load(held), pointer, align=4)
+
+            with cgutils.for_range(builder, builder.lshr(length, _I64(1))) as loop:
+                i = builder.shl(loop.index, _I64(1))
+                add_line(i, 0)
+                add_line(builder.add(i, _I64(1)), 1)
+            with builder.if_then(builder.trunc(length, ir.IntType(1))):
+                add_line(builder.sub(length, _I64(1)), 0)
+            for pointer, even, odd in places:
+                builder.store(builder.fadd(builder.load(even), builder.load(odd)), pointer, align=4)
             return context.get_dummy_value()
 
         return types.void(a, index, index, b, index, index, out, index, index, index), codegen
@@ -92,7 +103,7 @@ def multiply_add(
     a: Any, a_at: int, a_row: int, b: Any, b_at: int, b_row: int, out: Any, out_at: int, out_row: int,
     rows: int, lanes: int, count: int,
 ) -> None:  # fmt: skip
-    """out[m, n] += sum over i < count, ascending, of a[m, i] * b[i, n] for m < rows, n < lanes.
+    """out[m, n] += sum over i < count of a[m, i] * b[i, n] for m < rows, n < lanes.
 
     The arrays are flat; `x_at` is where each begins and `x_row` the distance of its rows. a and out are float32.
     """

@@ -1,0 +1,62 @@
+"""What compiled CPU kernels need of a machine that numba does not offer: bfloat16, atomics, memory by address.
+
+A bfloat16 is the upper half of a float32. Tensors of it reach a kernel as uint16; `widen` makes an element float32 and
+`narrow` rounds one back to nearest, ties to even, as torch does.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widen(typingctx: Any, element: Any) -> Any:
+    """float32 of a float32 (itself) or of a uint16 that holds a bfloat16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0] == types.float32:
+            return args[0]
+        return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), _F32)
+
+    return types.float32(element), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def narrow(typingctx: Any, value: Any, like: Any) -> Any:
+    """float32 *value* as an element of the type of *like*: float32, or uint16 that holds a bfloat16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.return_type == types.float32:
+            return args[0]
+        bits = builder.bitcast(args[0], _I32)
+        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        rounded = builder.add(bits, builder.add(odd, _I32(0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, _I32(16)), _I16)
+
+    return like(value, like), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch_add(typingctx: Any, array: Any, amount: Any) -> Any:
+    """Add *amount* to the first element of an int64 *array* atomically; the value before is returned."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, args[1], "seq_cst")
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typingctx: Any, address: Any) -> Any:
+    """The memory at an integer *address*, for `numba.carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
