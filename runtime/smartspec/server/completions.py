@@ -14,6 +14,9 @@ from smartspec.server.errors import ApiError
 from smartspec.server.parameters import check_model, encode, room_for_answer, sampling_params, speculation_params
 from smartspec.server.protocol import CompletionBody
 
+MAX_SEQUENCES = 256
+"""In one request. They are queued all or none: many more would find the queue full for ever."""
+
 
 @dataclass(frozen=True)
 class CompletionShape:
@@ -82,7 +85,10 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     speculation = speculation_params(body)
     answer_id = new_id("cmpl")
     requests: list[GenerationRequest] = []
-    for token_ids in await _prompts(engine.tokenizer, body.prompt):
+    prompts = await _prompts(engine.tokenizer, body.prompt)
+    if len(prompts) * body.n > MAX_SEQUENCES:
+        raise ApiError(400, f"prompt: at most {MAX_SEQUENCES} sequences (prompts times n) a request", param="prompt")
+    for token_ids in prompts:
         if info.vocab_size is not None and max(token_ids) >= info.vocab_size:
             # One such id in a batch would fail the whole step, and every request in it.
             raise ApiError(400, f"prompt: token ids must be below {info.vocab_size}", param="prompt")

@@ -25,7 +25,8 @@ from waiting import until
         ("speculation.depth", {"speculation": {"depth": 2}}),
         ("stream_options.include_usage", {"stream_options": {"include_usage": "yes"}}),
         ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", [-1]), ("prompt", 7),
-        ("prompt", None), ("prompt", [1.5]), ("max_tokens", 400), ("stream", "yes"), ("prompt", [0x110000]),
+        ("prompt", None), ("prompt", ["a"] * 257),
+        ("prompt", [1.5]), ("max_tokens", 400), ("stream", "yes"), ("prompt", [0x110000]),
     ],
 )  # fmt: skip
 async def test_bad_field_is_named(field: str, value: Any) -> None:
