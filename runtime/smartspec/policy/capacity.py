@@ -199,11 +199,11 @@ def mean_survival(drafts: list[AcceptancePrior], depth: int) -> Array:
     like the last one reached. Empty where nothing was ever drafted."""
     if not drafts:
         return np.empty(0)
-    rates, weights = np.zeros(depth), np.zeros(depth)
+    rates: Array = np.zeros(depth)
+    weights: Array = np.zeros(depth)
     for prior in drafts:
         for position in range(depth):
             known = min(position, len(prior.rates) - 1)
             rates[position] += prior.weights[0] * prior.rates[known]
             weights[position] += prior.weights[0]
-    survival: Array = np.cumprod(rates / np.maximum(weights, 1e-9))
-    return survival
+    return np.asarray(np.cumprod(rates / np.maximum(weights, 1e-9)), dtype=np.float64)

@@ -1,36 +1,44 @@
 """The policy as the scheduler meets it: decide before a step, learn after it, explain at any time."""
 
-from dataclasses import asdict
+from collections import deque
 from typing import Any
 
 import numpy as np
 
+from smartspec.policy import uniform
 from smartspec.policy.acceptance import AcceptanceModel
-from smartspec.policy.batch_arrays import choices_of, costs_of, features_of, problem_of, survival
-from smartspec.policy.goodput import Plan, optimise
+from smartspec.policy.batch_arrays import choices_of, costs_of, features_of, problem_of
+from smartspec.policy.features import LINE, Regressors
+from smartspec.policy.goodput import Ints, Plan, optimise
 from smartspec.policy.latency import LatencyModel
+from smartspec.policy.probing import Prober
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.slo import HEADROOM, TpotGuard
 from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
 
 SWITCHING_MARGIN = 0.01
 """Starting or stopping the draft must promise this much more goodput than going on as before."""
+REMEMBERED_STEPS = 32
+"""Steps that `explain` shows one by one."""
 
 
 class SpeculationPolicy:
     """Chooses k for every request at every step by predicted goodput, and learns from what came of it.
 
-    *key* names what the models are valid for (see `Priors.key`).
+    *key* names what the models are valid for (see `Priors.key`); *token_buckets* are the sizes that a step's tokens
+    are padded to where graphs are captured.
     """
 
-    def __init__(self, settings: PolicySettings, *, key: str) -> None:
+    def __init__(self, settings: PolicySettings, *, key: str, token_buckets: tuple[int, ...] = ()) -> None:
         self._key = key
         self._acceptance = AcceptanceModel()
-        self._latency = LatencyModel()
+        self._latency = LatencyModel(Regressors(buckets=token_buckets))
+        self._line = LatencyModel(Regressors(knots=LINE))
         self._guard = TpotGuard()
+        self._prober = Prober()
         self._drafting = True
         self._rate = 1.0
-        self._last: Decision | None = None
+        self._steps: deque[dict[str, Any]] = deque(maxlen=REMEMBERED_STEPS)
         self.apply(settings)
 
     @property
@@ -52,56 +60,61 @@ class SpeculationPolicy:
 
     def decide(self, batch: BatchState) -> Decision:
         """What each request should speculate in the coming step."""
-        baseline = features_of(batch, None)
-        baseline_seconds = self._latency.predict(baseline).total if baseline.target_tokens else 0.0
         num = len(batch.candidates)
-        idle = Decision(
-            predicted_seconds=baseline_seconds,
-            predicted_tokens=float(num),
-            baseline_seconds=baseline_seconds,
-            baseline_tokens=float(num),
-            reason="no speculation",
-        )
-        forced = self._forced(batch)
+        baseline = self._latency.predict(features_of(batch, None)).total if num or batch.prefill_tokens else 0.0
         ceiling = self._settings.max_speculative_tokens
-        if not num or not ceiling or batch.max_nodes <= 0 or not forced.any():
-            return self._remember(idle)
-        chances = survival(batch.candidates, self._acceptance, ceiling)
+        forced = self._forced(batch)
+        if not ceiling or batch.max_nodes <= 0 or not forced.any():
+            reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
+            return Decision({}, baseline, num, baseline, num, reason=reason)
+        plan, probe = self._plan(batch, forced, ceiling)
+        seconds = self._latency.predict(features_of(batch, plan)).total if plan.num_tokens.any() else baseline
+        mean_k = float(plan.num_tokens.mean())
+        tokens = plan.tokens if mean_k else float(num)
+        gain = tokens * baseline / max(num * seconds, 1e-12) - 1.0
+        if probe:
+            reason = f"probe, mean k {mean_k:.1f}"
+        elif (forced >= 0).all():
+            reason = f"fixed, mean k {mean_k:.1f}"
+        elif not mean_k:
+            reason = "plain decoding is best"
+        else:
+            reason = f"mean k {mean_k:.1f} promises {100 * gain:+.0f} % goodput"
+        return Decision(choices_of(batch, plan), seconds, tokens, baseline, float(num), probe=probe, reason=reason)
+
+    def _plan(self, batch: BatchState, forced: Ints, ceiling: int) -> tuple[Plan, bool]:
+        """The plan for a batch in which somebody may speculate, and whether it is a probe."""
         target = self._settings.tpot_target_seconds
-        problem = problem_of(batch, chances, forced, tpot_target_seconds=target and HEADROOM * target)
-        plan = optimise(
-            problem,
-            costs_of(batch, self._latency),
-            rate=self._rate,
-            margin=SWITCHING_MARGIN,
-            drafting=self._drafting,
+        by_paper = self._settings.policy == "batch"
+        costs = costs_of(batch, self._line if by_paper else self._latency)
+        problem = problem_of(
+            batch,
+            self._acceptance,
+            forced,
+            ceiling,
+            tpot_target_seconds=None if target is None else HEADROOM * target,
+            one_rate=by_paper,
         )
+        if (forced >= 0).all():
+            return uniform.fixed(problem, costs, forced), False
+        if by_paper:
+            plan = uniform.batch(problem, costs)
+        else:
+            plan = optimise(problem, costs, rate=self._rate, margin=SWITCHING_MARGIN, drafting=self._drafting)
         self._rate = plan.goodput
         self._drafting = bool(plan.uses_draft.any())
-        if not plan.num_tokens.any():
-            return self._remember(idle)
-        return self._remember(self._decision(batch, plan, idle))
-
-    def _decision(self, batch: BatchState, plan: Plan, idle: Decision) -> Decision:
-        return Decision(
-            choices=choices_of(batch, plan),
-            predicted_seconds=self._latency.predict(features_of(batch, plan)).total,
-            predicted_tokens=plan.tokens,
-            baseline_seconds=idle.baseline_seconds,
-            baseline_tokens=idle.baseline_tokens,
-            reason=f"mean k {plan.num_tokens.mean():.1f} by goodput",
+        uncertainty = self._latency.uncertainty(features_of(batch, None))
+        probe = self._prober.probe(
+            plan, problem, costs, batch.candidates, self._acceptance, plain_uncertainty=uncertainty
         )
+        return (plan, False) if probe is None else (probe, True)
 
-    def _forced(self, batch: BatchState) -> np.ndarray[Any, np.dtype[np.intp]]:
-        """Tokens each request takes regardless of goodput, -1 where the policy is free."""
+    def _forced(self, batch: BatchState) -> Ints:
+        """Tokens each request takes regardless of goodput, -1 where the policy is free to choose."""
         ceiling = self._settings.max_speculative_tokens
         auto = {"off": 0, "fixed": ceiling}.get(self._settings.policy, -1)
         values = {"auto": auto, "off": 0, "fixed": ceiling}
         return np.array([values[c.mode] for c in batch.candidates], dtype=np.intp)
-
-    def _remember(self, decision: Decision) -> Decision:
-        self._last = decision
-        return decision
 
     def limits(self, batch: BatchState) -> Limits:
         """How many requests may run, and how much prefill a step may take, within the TPOT target."""
@@ -112,10 +125,14 @@ class SpeculationPolicy:
         return self._guard.limits(batch, target, self._latency, self._acceptance, depth)
 
     def observe(self, outcome: StepOutcome) -> None:
-        """Learn from a step: its time and what was accepted."""
+        """Learn from a step: its time, and what of its proposals was kept."""
         self._latency.observe(outcome.features, outcome.seconds)
+        if self._settings.policy == "batch":
+            self._line.observe(outcome.features, outcome.seconds)
         self._acceptance.observe(outcome.outcomes, outcome.tokens_kept)
         self._guard.observe(outcome)
+        self._prober.earn(outcome.seconds.total, poor=self._latency.is_poor)
+        self._steps.append(_step_row(outcome))
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept of a finished request."""
@@ -126,9 +143,40 @@ class SpeculationPolicy:
         return Priors(key=self._key, latency=self._latency.prior(), acceptance=self._acceptance.priors())
 
     def explain(self) -> dict[str, Any]:
-        """What was chosen lately and why, JSON-ready."""
+        """What was chosen lately and why, and what it rests on; JSON-ready, seconds and tokens throughout."""
+        latency = self._latency
         return {
             "policy": self._settings.policy,
-            "latency": {"coefficients": self._latency.coefficients(), "error": self._latency.error},
-            "last": asdict(self._last) if self._last else None,
+            "generation": self._settings.generation,
+            "max_speculative_tokens": self._settings.max_speculative_tokens,
+            "tpot_target_seconds": self._settings.tpot_target_seconds,
+            "key": self._key,
+            "switching_margin": SWITCHING_MARGIN,
+            "time_model": {
+                "steps": latency.num_steps,
+                "draft_steps": latency.num_draft_steps,
+                "relative_error": latency.error,
+                "is_poor": latency.is_poor,
+                "coefficients": {n: v for n, v in latency.coefficients().items() if v > 0.0},
+            },
+            "acceptance": {"pairs": self._acceptance.table(), "spread_between_requests": self._acceptance.spread},
+            "probes": self._prober.report(),
+            "steps": list(self._steps),
         }
+
+
+def _step_row(outcome: StepOutcome) -> dict[str, Any]:
+    """One step as `explain` shows it: chosen, predicted, measured."""
+    decision = outcome.decision
+    return {
+        "reason": decision.reason,
+        "probe": decision.probe,
+        "requests": decision.baseline_tokens,
+        "draft_tokens": sum(c.num_tokens for c in decision.choices.values() if c.proposer == "draft"),
+        "lookup_tokens": sum(c.num_tokens for c in decision.choices.values() if c.proposer == "lookup"),
+        "predicted_seconds": decision.predicted_seconds,
+        "measured_seconds": outcome.seconds.total,
+        "predicted_tokens": decision.predicted_tokens,
+        "kept_tokens": outcome.tokens_kept,
+        "plain_seconds": decision.baseline_seconds,
+    }

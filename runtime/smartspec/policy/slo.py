@@ -17,6 +17,8 @@ HEADROOM = 0.95
 LEAST_PREFILL_TOKENS = 16
 """A chunk this small always passes: newcomers may be slowed, never starved."""
 PREFILL_SIZES = np.unique(np.geomspace(LEAST_PREFILL_TOKENS, 16384, 60).astype(np.intp))
+SLOW_REQUESTS = 1.65
+"""Standard deviations below the mean acceptance at which the target must still be kept: 95 requests in 100."""
 UNKNOWN_CONTEXT = 256.0
 """Mean context assumed until a request has decoded."""
 REFRESH_STEPS = 16
@@ -58,7 +60,9 @@ class TpotGuard:
             # Who cannot speculate must keep the target too, so all must be able to for speculation to count.
             can_draft = all(c.draft_lag_tokens is not None and c.mode != "off" for c in candidates)
             verifiers = [c.verifier for c in candidates]
-            self._survival = acceptance.mean_survival(verifiers, depth) if can_draft else np.empty(0)
+            self._survival = (
+                acceptance.mean_survival(verifiers, depth, below=SLOW_REQUESTS) if can_draft else np.empty(0)
+            )
         state = SteadyState(
             latency=latency,
             survival=self._survival,

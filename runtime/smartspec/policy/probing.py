@@ -1,0 +1,124 @@
+"""Trying what the estimates advise against, now and then, because only what is tried stays known.
+
+After a time without speculation its acceptance is a memory, and after a time with it nobody knows what a plain step
+takes. A probe costs throughput if the estimates were right; that regret is booked against a stated share of all step
+time, so that probing can neither die (as where speculation is switched off for good) nor hurt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from smartspec.policy.acceptance import AcceptanceModel
+from smartspec.policy.goodput import Costs, Plan, Problem
+from smartspec.policy.types import Candidate
+from smartspec.policy.uniform import draft_seconds, evaluate
+
+SHARE = 0.005
+"""Regret allowed, as a share of step time."""
+POOR_SHARE = 0.02
+"""The same while the time model errs badly."""
+MOST_CREDIT_SECONDS = 0.5
+"""Unspent regret does not pile up beyond this, so that no burst of probes follows a quiet time."""
+DEPTH = 2
+"""Tokens a probe speculates for a request while nobody speculates; one while others do."""
+GROUP = 8
+"""One in so many requests is probed at once: forwards are dear, rows are cheap."""
+SIGMAS = 2.0
+"""A plain step is tried while it might be the better one within this many standard deviations of its predicted time."""
+STALE_STEPS = 24
+"""A request is probed when it was not tried for this many steps."""
+
+
+class Prober:
+    """Adds probes to plans while their regret is paid for."""
+
+    def __init__(self) -> None:
+        self.credit_seconds = 0.0
+        self.regret_seconds = 0.0
+        self.num_probes = 0
+
+    def earn(self, seconds: float, *, poor: bool) -> None:
+        """Book a step's time; *poor* says that the time model errs badly."""
+        share = POOR_SHARE if poor else SHARE
+        self.credit_seconds = min(self.credit_seconds + share * seconds, MOST_CREDIT_SECONDS)
+
+    def report(self) -> dict[str, float]:
+        """Counts and seconds for `explain`."""
+        return {
+            "count": self.num_probes,
+            "regret_seconds": self.regret_seconds,
+            "credit_seconds": self.credit_seconds,
+            "share_of_step_time": SHARE,
+        }
+
+    def probe(
+        self,
+        plan: Plan,
+        problem: Problem,
+        costs: Costs,
+        candidates: Sequence[Candidate],
+        acceptance: AcceptanceModel,
+        *,
+        plain_uncertainty: float,
+    ) -> Plan | None:
+        """A plan to run instead of *plan* for what it teaches, or None. *plain_uncertainty* is the standard deviation
+        of the predicted seconds of a step without speculation."""
+        free = problem.forced < 0
+        if (plan.num_tokens[free] > 0).any():
+            plain = evaluate(problem, costs, np.where(free, 0, plan.num_tokens), plan.uses_draft)
+            optimistic = max(plain.seconds - costs.sunk - SIGMAS * plain_uncertainty, 1e-9)
+            if plain.tokens / optimistic > plan.goodput and self._pays(plain, plan):
+                return plain
+        return self._try_silent(plan, problem, costs, candidates, acceptance)
+
+    def _try_silent(
+        self, plan: Plan, problem: Problem, costs: Costs, candidates: Sequence[Candidate], acceptance: AcceptanceModel
+    ) -> Plan | None:
+        """Speculate a little for requests that the plan leaves out."""
+        can_draft, can_copy = problem.draft[:, 0] > 0, problem.lookup[:, 0] > 0
+        silent = np.flatnonzero((problem.forced < 0) & (plan.num_tokens == 0) & (can_draft | can_copy))
+        if not len(silent) or self.credit_seconds <= 0.0:
+            return None
+        ages: list[tuple[int, float, int, bool]] = []
+        for index in silent.tolist():
+            name = candidates[index].request_id
+            drafted, copied = (acceptance.last_tried(name, proposer) for proposer in ("draft", "lookup"))
+            from_draft = bool(can_draft[index]) and (not can_copy[index] or drafted <= copied)
+            last = drafted if from_draft else copied
+            if last < 0 or acceptance.step - last >= STALE_STEPS:
+                ages.append((last, float(candidates[index].draft_lag_tokens or 0), index, from_draft))
+        if not ages:
+            return None
+        # In turn by age, which is fair, and by what the draft must catch up with, which is cheap.
+        ages.sort(key=(lambda a: (a[0], a[1])) if self.num_probes % 2 else (lambda a: (a[1], a[0])))
+        chosen = ages[: max(1, len(candidates) // GROUP)]
+        num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
+        depth = DEPTH if not plan.num_tokens.any() else 1
+        for _, _, index, from_draft in chosen:
+            chances = problem.draft[index] if from_draft else problem.lookup[index]
+            num_tokens[index] = min(depth, int(np.count_nonzero(chances)))
+            uses_draft[index] = from_draft
+        if num_tokens.sum() > problem.max_nodes:
+            return None
+        lag = np.array([float(c.draft_lag_tokens or 1) for c in candidates])
+        tried = evaluate(problem, costs, num_tokens, uses_draft)
+        # What the draft must catch up with is an investment to a plan, but to a probe it is a price, paid in full.
+        lengths = np.where(uses_draft, num_tokens, 0)
+        full = draft_seconds(problem, costs, lengths, lag) - draft_seconds(problem, costs, lengths, problem.first_rows)
+        before = np.where(plan.uses_draft, plan.num_tokens, 0)
+        full -= draft_seconds(problem, costs, before, lag) - draft_seconds(problem, costs, before, problem.first_rows)
+        tried = replace(tried, seconds=tried.seconds + full)
+        return tried if self._pays(tried, plan) else None
+
+    def _pays(self, tried: Plan, plan: Plan) -> bool:
+        """Whether the regret of *tried* is paid for; books it if so."""
+        regret = max(0.0, (tried.seconds - plan.seconds) - (tried.tokens - plan.tokens) / max(plan.goodput, 1e-9))
+        # A regret beyond all credit would never be paid for: full credit buys it, and the debt delays the next one.
+        if self.credit_seconds < min(regret, MOST_CREDIT_SECONDS):
+            return False
+        self.credit_seconds -= regret
+        self.regret_seconds += regret
+        self.num_probes += 1
+        return True
