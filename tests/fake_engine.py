@@ -166,6 +166,16 @@ class FakeEngine:
         self.waiting.clear()
         self._rest_if_idle()
 
+    def cut(self) -> None:
+        """End every running sequence on the engine's own account."""
+        for sequence in self.running:
+            num_prompt_tokens = len(sequence.request.prompt_token_ids)
+            sequence.deltas.put_nowait(
+                GenerationDelta("", (), num_prompt_tokens, sequence.num_sent, finish_reason="abort")
+            )
+        self.running.clear()
+        self._rest_if_idle()
+
     def stop(self) -> None:
         """End: what still runs is told."""
         self.fail(NotAcceptingError("the engine has stopped"))

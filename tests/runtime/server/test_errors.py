@@ -187,3 +187,18 @@ async def test_engine_failure_ends_a_stream_with_an_error_event() -> None:
         assert status == 503
         status, answer = await server.post("/v1/completions", prompt="a")
         assert (status, answer["error"]["message"]) == (503, "the engine failed")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_sequence_cut_short_is_no_success(stream: bool) -> None:
+    """OpenAI's API has no finish reason for a server that gave up: that is an error, not a short answer."""
+    engine = FakeEngine(step_seconds=None)
+    async with serving(engine) as server:
+        ask = server.stream if stream else server.post
+        asking = asyncio.create_task(ask("/v1/completions", prompt="ab", max_tokens=9))
+        await until(lambda: engine.waiting)
+        engine.step()
+        engine.cut()
+        answer = await asking
+        refusal = answer[-1] if stream else answer[1]
+        assert refusal["error"]["message"] == "the server ended this request early"
