@@ -1,10 +1,15 @@
-"""The command line of `smartspec-operator`; each subcommand's module brings its own flags."""
+"""The command line of `smartspec-operator`: `run` in a cluster, `local` on this machine."""
 
 import argparse
+import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 
 from smartspec_operator import local
+from smartspec_operator.world import Timing
+
+DEFAULT_IMAGE = "smartspec/runtime:latest"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,12 +18,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="smartspec-operator", description="Serves SmartSpec resources: tunes their policy and scales them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    there = commands.add_parser("run", help="serve the SmartSpecs of a Kubernetes cluster")
+    _add_run_arguments(there)
+    there.set_defaults(main=_run)
     here = commands.add_parser("local", help="serve one SmartSpec on this machine, with processes instead of pods")
     local.add_arguments(here)
     here.set_defaults(main=local.main)
     arguments = parser.parse_args(argv)
     status: int = arguments.main(arguments)
     return status
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument("--namespace", default="default", help="serve this namespace only (default: %(default)s)")
+    scope.add_argument("--all-namespaces", action="store_true", help="serve every namespace")
+    parser.add_argument(
+        "--runtime-image", default=DEFAULT_IMAGE, help="image of replicas whose spec names none (default: %(default)s)"
+    )
+    parser.add_argument("--probe-port", type=_port, help="answer /healthz on this port")
+    parser.add_argument("--verbose", action="store_true", help="log every detail")
+    timing = Timing()
+    for name, default, text in (
+        ("tick", timing.tick_seconds, "read every replica"),
+        ("tuning", timing.tuning_seconds, "decide on the policy"),
+        ("scaling", timing.scaling_seconds, "decide on the number of replicas"),
+    ):
+        parser.add_argument(
+            f"--{name}-seconds", type=_seconds, default=default, help=f"how often to {text} (default: %(default)g)"
+        )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from smartspec_operator import handlers  # kopf takes a while to import, and `local` has no use for it
+
+    level = logging.DEBUG if arguments.verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(logging.DEBUG if arguments.verbose else logging.WARNING)
+    running = handlers.run(
+        namespace=None if arguments.all_namespaces else arguments.namespace,
+        image=arguments.runtime_image,
+        probe_port=arguments.probe_port,
+        timing=Timing(
+            tick_seconds=arguments.tick_seconds,
+            tuning_seconds=arguments.tuning_seconds,
+            scaling_seconds=arguments.scaling_seconds,
+        ),
+    )
+    asyncio.run(running)
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, up to 3600")
+    return value
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _slo_met(owner: SmartSpec, slo_attainment: float | None) -> Condition | None
     if slo.ttft_seconds is None and slo.tpot_seconds is None:
         return None
     if slo_attainment is None:  # without requests no promise is broken, and none is proved kept
-        return Condition("SLOMet", "Unknown", "NoRequests", "no request finished lately")
+        return None
     met = slo_attainment >= slo.percentile / 100
     message = f"objectives hold for {'at least' if met else 'less than'} {slo.percentile} % of requests"
     return Condition("SLOMet", "True" if met else "False", "Attained" if met else "Missed", message)

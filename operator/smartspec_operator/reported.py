@@ -1,9 +1,12 @@
 """The status of a SmartSpec as frozen types: written by `status.compute`, read back after a restart."""
 
+from typing import Any
+
+import msgspec
 from msgspec import Struct, field
 
 
-class _Reported(Struct, frozen=True, rename="camel", omit_defaults=True):
+class _Reported(Struct, frozen=True, rename="camel"):
     """A part of the status: camelCase in the API, unknown fields of a newer version ignored."""
 
 
@@ -77,3 +80,15 @@ class Status(_Reported, frozen=True):
     def condition(self, kind: str) -> Condition | None:
         """The condition of type *kind*, if it is set."""
         return next((condition for condition in self.conditions if condition.type == kind), None)
+
+
+def as_manifest(status: Status) -> dict[str, Any]:
+    """The status as the API's object holds it: zeros are said, what is not known is absent."""
+    found: dict[str, Any] = _known(msgspec.to_builtins(status))
+    return found
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items() if inner is not None}
+    return [_known(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,9 @@
 """What is reported of a SmartSpec: pure, and equal while nothing worth telling has changed: rest means no writes."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -59,6 +61,39 @@ def dated(new: list[Condition], old: Status, generation: int, now: datetime) -> 
         msgspec.structs.replace(condition, last_transition_time=transition(condition), observed_generation=generation)
         for condition in new
     )
+
+
+@dataclass(frozen=True)
+class News:
+    """Something a person would want to read among the resource's Events."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def news(old: Status, new: Status) -> list[News]:
+    """What happened between two reports: readiness and health that turned, decisions about replicas."""
+    found: list[News] = []
+    for kind, good in (("Ready", "True"), ("Degraded", "False")):
+        before, after = old.condition(kind), new.condition(kind)
+        if after is None or (before is None and after.status == good and kind == "Degraded"):
+            continue
+        if any(after.reason == told.reason for told in found):  # readiness names the same problem
+            continue
+        if before is None or (before.status, before.reason) != (after.status, after.reason):
+            found.append(News("Normal" if after.status == good else "Warning", after.reason, after.message))
+    known = {(record.time, record.to_replicas) for record in old.scaling_history}
+    found += [
+        News(
+            "Normal",
+            "Scaled",
+            f"{record.from_replicas} -> {record.to_replicas} replicas, {record.reason}: {record.message}",
+        )
+        for record in new.scaling_history
+        if (record.time, record.to_replicas) not in known
+    ]
+    return found
 
 
 def service_url(owner: SmartSpec, service: Manifest | None) -> str:

@@ -1,0 +1,169 @@
+"""When reconcile runs, and what becomes of its answer: ticks, one lock for each resource, status and Events."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import ClientSession
+
+from smartspec_operator import status
+from smartspec_operator.cluster import NotOursError
+from smartspec_operator.kube import Api, ApiError, KubernetesCluster, Snapshot, merge_patch
+from smartspec_operator.reconcile import reconcile
+from smartspec_operator.replicas import HttpReplicas
+from smartspec_operator.reported import Status, as_manifest
+from smartspec_operator.resource import FIELD_MANAGER, GROUP, KIND, VERSION, InvalidSpecError, Manifest, parse
+from smartspec_operator.resource import previous_status as status_of
+from smartspec_operator.world import Due, Timing, timestamp
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Pace:
+    """When each stage ran last for one resource, and what was seen of it. Lost at a restart without harm."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    generation: int = 0
+    reconciled: float = 0.0
+    tuned: float = 0.0
+    scaled: float = 0.0
+
+    def due(self, now: float, timing: Timing, *, at_once: bool) -> Due:
+        """The stages whose period has passed; both, after an edit. Scaling brings tuning with it."""
+        scaling = at_once or now - self.scaled >= timing.scaling_seconds
+        tuning = scaling or now - self.tuned >= timing.tuning_seconds
+        self.tuned, self.scaled = (now if tuning else self.tuned), (now if scaling else self.scaled)
+        return Due(tuning=tuning, scaling=scaling)
+
+
+class Controller:
+    """Reconciles all resources every tick, and one at once when it was edited."""
+
+    def __init__(self, cluster: KubernetesCluster, session: ClientSession, *, image: str, timing: Timing) -> None:
+        self._cluster = cluster
+        self._session = session
+        self._image = image
+        self._timing = timing
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
+        self.ticked: float | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the last tick ended lately enough; kopf's own probe stays green when its watches are dead."""
+        limit = max(30.0, 10 * self._timing.tick_seconds)
+        return self.ticked is None or time.monotonic() - self.ticked < limit
+
+    async def run(self) -> None:
+        """Tick until cancelled. A tick that fails is told, and the next one tries again."""
+        self.ticked = time.monotonic()
+        while True:
+            started = time.monotonic()
+            try:
+                await self.tick()
+                self.ticked = time.monotonic()
+            except ApiError as error:
+                log.warning("tick failed: %s", error)
+            await asyncio.sleep(max(0.1, self._timing.tick_seconds - (time.monotonic() - started)))
+
+    async def tick(self) -> None:
+        """Reconcile every resource once, concurrently, from one snapshot."""
+        snapshot = self._cluster.snapshot()
+        bodies = await self._cluster.api.list(KIND, self._cluster.namespace)
+        for gone in self._paces.keys() - {body["metadata"]["uid"] for body in bodies}:
+            if not self._paces[gone].lock.locked():
+                del self._paces[gone]
+        await asyncio.gather(*(self._reconcile(body, snapshot, at_once=False) for body in bodies))
+
+    async def edited(self, body: Manifest) -> None:
+        """Reconcile one resource now, unless this generation of it is known already."""
+        if body["metadata"]["generation"] != self._paces[body["metadata"]["uid"]].generation:
+            await self._reconcile(body, self._cluster.snapshot(), at_once=True)
+
+    async def _reconcile(self, body: Manifest, snapshot: Snapshot, *, at_once: bool) -> None:
+        metadata = body["metadata"]
+        pace = self._paces[metadata["uid"]]
+        async with pace.lock:
+            # What others did since this snapshot began is not in it, and must not be undone by it.
+            if pace.reconciled > snapshot.started or metadata["generation"] < pace.generation:
+                return
+            if "deletionTimestamp" in metadata:
+                return
+            due = pace.due(time.monotonic(), self._timing, at_once=at_once or metadata["generation"] != pace.generation)
+            try:
+                await self._step(body, snapshot, due)
+                pace.generation = metadata["generation"]
+            except ApiError as error:
+                log.warning("%s/%s: %s", metadata["namespace"], metadata["name"], error)
+            except Exception:  # one resource's fault must not stop the others' ticks
+                log.exception("%s/%s: reconcile failed", metadata["namespace"], metadata["name"])
+            finally:
+                pace.reconciled = time.monotonic()
+
+    async def _step(self, body: Manifest, snapshot: Snapshot, due: Due) -> None:
+        now, old, generation = datetime.now(UTC), status_of(body), body["metadata"]["generation"]
+        try:
+            new = await reconcile(
+                parse(body),
+                snapshot,
+                HttpReplicas(self._session, snapshot),
+                now=now,
+                image=self._image,
+                new_key=new_key,
+                timing=self._timing,
+                due=due,
+            )
+        except InvalidSpecError as error:
+            new = status.refused(old, "InvalidSpec", str(error), generation=generation, now=now)
+        except NotOursError as error:
+            new = status.refused(old, "Conflict", str(error), generation=generation, now=now)
+        except ApiError as error:
+            if error.status not in (400, 403, 422):
+                raise
+            new = status.refused(old, "ApplyFailed", str(error), generation=generation, now=now)
+        await self._report(body, old, new, now)
+
+    async def _report(self, body: Manifest, old: Status, new: Status, now: datetime) -> None:
+        """Write what changed in the status, and nothing when nothing did."""
+        metadata = body["metadata"]
+        if patch := merge_patch(body.get("status") or {}, as_manifest(new)):
+            patch = {"status": patch}
+            await self._cluster.api.patch(KIND, metadata["namespace"], metadata["name"], patch, "status")
+        for news in status.news(old, new):
+            log.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], news.reason, news.message)
+            await post(self._cluster.api, body, news, now)
+
+
+async def post(api: Api, body: Manifest, news: status.News, now: datetime) -> None:
+    """An Event on *body*. One that cannot be posted is not worth failing for: the status says the same."""
+    metadata = body["metadata"]
+    about = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
+    about |= {key: metadata[key] for key in ("name", "namespace", "uid")}
+    event: Mapping[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
+        "involvedObject": about,
+        "type": news.type,
+        "reason": news.reason,
+        "message": news.message[:1024],
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": timestamp(now),
+        "lastTimestamp": timestamp(now),
+        "count": 1,
+    }
+    try:
+        await api.create(event)
+    except ApiError as error:
+        log.warning("Event %s was not posted: %s", news.reason, error)
+
+
+def new_key() -> str:
+    """A fresh admin key."""
+    return secrets.token_urlsafe(32)
