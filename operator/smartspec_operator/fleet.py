@@ -5,22 +5,26 @@ from dataclasses import dataclass
 from functools import reduce
 
 from smartspec.metrics import Histogram
+from smartspec.policy.capacity import RequestLengths
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import AcceptancePrior, LatencyPrior, Priors
-from smartspec_operator.world import Shape
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Rates are sums over replicas, `shape` is weighted by requests, speculation by generated tokens."""
+    """Rates are sums over replicas, `lengths` are weighted by requests, speculation by generated tokens.
+
+    KV memory is that of the replica which is worst off: the usage of the fullest, the tokens of the smallest.
+    """
 
     size: int
     requests_per_second: float
     tokens_per_second: float
-    shape: Shape
+    lengths: RequestLengths
     running: int
     waiting: int
     kv_cache_usage: float
+    kv_cache_tokens: int
     ttft: Histogram
     tpot: Histogram
     mean_k: float
@@ -31,7 +35,7 @@ class Fleet:
     @property
     def demand_tokens_per_second(self) -> float:
         """Tokens that arriving requests ask for each second; never less than what is being generated."""
-        return max(self.tokens_per_second, self.requests_per_second * self.shape.generation_tokens)
+        return max(self.tokens_per_second, self.requests_per_second * self.lengths.output_tokens)
 
 
 def together(loads: Sequence[LoadReport]) -> Fleet:
@@ -44,13 +48,14 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
         size=len(loads),
         requests_per_second=sum(arrivals),
         tokens_per_second=sum(tokens),
-        shape=Shape(
+        lengths=RequestLengths(
             prompt_tokens=_mean([load.shape.mean_prompt_tokens for load in loads], arrivals),
-            generation_tokens=_mean(lengths, arrivals),
+            output_tokens=_mean(lengths, arrivals),
         ),
         running=sum(load.num_requests_running for load in loads),
         waiting=sum(load.num_requests_waiting for load in loads),
         kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),
+        kv_cache_tokens=min((load.kv_cache_tokens for load in loads), default=0),
         ttft=reduce(Histogram.merged, (load.ttft for load in loads), Histogram()),
         tpot=reduce(Histogram.merged, (load.tpot for load in loads), Histogram()),
         mean_k=_mean([load.speculation.mean_k for load in loads], tokens),

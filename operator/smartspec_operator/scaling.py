@@ -10,7 +10,7 @@ from math import ceil, floor
 
 import msgspec
 
-from smartspec_operator.capacity import capacity
+from smartspec_operator.capacity import predicted
 from smartspec_operator.fleet import Fleet, attainment, together
 from smartspec_operator.removal import replicas_now, victims
 from smartspec_operator.reported import ScalingRecord
@@ -113,7 +113,7 @@ def _advice(
         )
     fleet = together(seen.loads)
     supply = _supply(owner, policy, fleet)
-    demand = fleet.demand_tokens_per_second + fleet.waiting * fleet.shape.generation_tokens / BACKLOG_SECONDS
+    demand = fleet.demand_tokens_per_second + fleet.waiting * fleet.lengths.output_tokens / BACKLOG_SECONDS
     more = max(_answers_up(seen, policy, fleet, current, demand, supply, len(hopeless)), key=lambda a: a.replicas)
     if more.replicas > current:
         if _gave_up_lately(history, now, timing):
@@ -186,18 +186,11 @@ def _answer_down(
 
 def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> float | None:
     """Tokens per second of one replica: by the model, and by measurement where that tells more."""
-    priors = policy.settings.priors
-    predicted = capacity(
-        priors,
-        fleet.shape,
-        max_running_requests=policy.settings.max_running_requests or owner.spec.server.max_num_seqs,
-        max_speculative_tokens=0 if policy.settings.policy == "off" else policy.settings.max_speculative_tokens,
-        tpot_seconds=policy.settings.tpot_target_seconds,
-    )
+    point = predicted(owner, policy.settings.priors, fleet, policy.settings)
     measured = fleet.tokens_per_second / fleet.size if fleet.size else 0.0
     if fleet.waiting > fleet.size and measured > 0:  # all are busy: what they make now is what they can make
         return measured
-    return max(predicted.tokens_per_second, measured) if predicted is not None else None
+    return max(point.tokens_per_second, measured) if point is not None else None
 
 
 def _is_hopeless(replica: Replica, now: datetime, timing: Timing) -> bool:

@@ -10,14 +10,15 @@ from math import floor
 
 import msgspec
 
+from smartspec.policy.capacity import OperatingPoint
 from smartspec.policy.settings import PolicySettings, Priors
-from smartspec_operator.capacity import Capacity, capacity
+from smartspec_operator.capacity import predicted
 from smartspec_operator.fleet import Fleet, differ, merged_priors, together
 from smartspec_operator.resource import SmartSpec
 from smartspec_operator.world import History, Observation, PolicyDecision, TuningState
 
-AIM = 0.9
-"""The share of the TPOT objective that replicas aim at first: the objective is a percentile, a prediction a mean."""
+AIM = 1.0
+"""The share of the TPOT objective that replicas aim at first; they keep a margin of their own below it."""
 LEAST_AIM = 0.3
 """Below this share slow predictions are no longer the reason: only fewer requests per replica would help."""
 MIN_SAMPLES = 20
@@ -35,20 +36,17 @@ def decide(owner: SmartSpec, seen: Observation, history: History, *, now: dateti
     factor, exhausted = _aim(owner, _measured(seen, history, now), history.tuning.tpot_factor)
     target = round(slo.tpot_seconds * factor, 6) if slo.tpot_seconds is not None else None
     priors = _priors(seen, old)
-    carries = capacity(
-        priors,
-        fleet.shape,
-        max_running_requests=owner.spec.server.max_num_seqs,
-        max_speculative_tokens=0 if owner.policy_name == "off" else owner.spec.speculation.max_tokens,
-        tpot_seconds=target,
-    )
     ceiling = _ceiling(owner, fleet, history, now)
-    wanted = PolicySettings(
+    open_wide = PolicySettings(
         policy=owner.policy_name,
         max_speculative_tokens=ceiling or owner.spec.speculation.max_tokens,
         tpot_target_seconds=target,
+    )
+    carries = predicted(owner, priors, fleet, open_wide)
+    wanted = msgspec.structs.replace(
+        open_wide,
         max_running_requests=_running(owner, carries, old),
-        max_queued_requests=_queued(owner, seen, fleet, carries, old),
+        max_queued_requests=_queued(owner, seen, carries, old),
     )
     settings = _numbered(wanted, old, seen)
     changed = now if old is None or settings.generation != old.generation else history.tuning.changed
@@ -116,18 +114,20 @@ def _ceiling(owner: SmartSpec, fleet: Fleet, history: History, now: datetime) ->
     return ceiling if ceiling < most else None
 
 
-def _running(owner: SmartSpec, carries: Capacity | None, old: PolicySettings | None) -> int | None:
+def _running(owner: SmartSpec, carries: OperatingPoint | None, old: PolicySettings | None) -> int | None:
     """How many requests may run on a replica: what the fleet's model carries within the TPOT target."""
     if owner.spec.slo.tpot_seconds is None:
         return None
     if carries is None:
         return old.max_running_requests if old is not None else None
-    most = owner.spec.server.max_num_seqs
-    return _settled(carries.running_requests, old.max_running_requests if old is not None else None, most)
+    # A bound out of reach for a single request is no reason to serve one at a time: that bound the engine knows itself.
+    wanted = carries.concurrency if carries.meets_targets else None
+    before = old.max_running_requests if old is not None else None
+    return _settled(wanted, before, owner.spec.server.max_num_seqs)
 
 
 def _queued(
-    owner: SmartSpec, seen: Observation, fleet: Fleet, carries: Capacity | None, old: PolicySettings | None
+    owner: SmartSpec, seen: Observation, carries: OperatingPoint | None, old: PolicySettings | None
 ) -> int | None:
     """How many requests may wait so that the last of them still gets its first token in time.
 
@@ -139,8 +139,9 @@ def _queued(
     before = old.max_queued_requests if old is not None else None
     if carries is None:
         return before
-    rate = carries.tokens_per_second / fleet.shape.generation_tokens
-    return _settled(max(1, floor(slo.ttft_seconds * rate)), before, owner.spec.server.max_queued_requests)
+    return _settled(
+        max(1, floor(slo.ttft_seconds * carries.requests_per_second)), before, owner.spec.server.max_queued_requests
+    )
 
 
 def _settled(wanted: int | None, old: int | None, most: int) -> int | None:

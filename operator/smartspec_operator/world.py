@@ -38,14 +38,6 @@ class Pod:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a request is like: mean lengths in tokens."""
-
-    prompt_tokens: float
-    generation_tokens: float
-
-
-@dataclass(frozen=True)
 class Failure:
     """A replica did not answer, or answered nonsense; a value, because one broken pod never blocks the rest."""
 
