@@ -127,7 +127,9 @@ async def test_no_replica_outlives_a_killed_operator() -> None:
         "import asyncio, os, sys\n"
         "async def main():\n"
         "    command = [sys.executable, '-m', 'smartspec_operator.local_child', str(os.getpid()), 'sleep', '60']\n"
-        "    print((await asyncio.create_subprocess_exec(*command, start_new_session=True)).pid, flush=True)\n"
+        "    quiet = asyncio.subprocess.DEVNULL\n"
+        "    child = await asyncio.create_subprocess_exec(*command, stdout=quiet, start_new_session=True)\n"
+        "    print(child.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
