@@ -54,12 +54,11 @@ class ServeProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         """GET from the public port."""
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return _get(self.url + path)
+
+    def get_admin(self, path: str) -> tuple[int, str]:
+        """GET from the admin port, without a key."""
+        return _get(self.admin_url + path)
 
     def wait_ready(self) -> "ServeProcess":
         """Return when requests are welcome."""
@@ -88,6 +87,15 @@ class ServeProcess:
         self._reader.join()
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 @contextmanager

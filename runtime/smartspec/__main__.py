@@ -39,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = asyncio.run(_serve(config, settings))
     except ConfigError as error:
         status = _complain(error, 2)
+    except (OSError, ValueError, RuntimeError) as error:  # what files, ports and models have to say
+        status = _complain(error, 1)
     except Exception as error:
-        log.debug("event=failed", exc_info=True)
+        log.exception("event=failed")  # a defect of ours: whoever mends it needs to know where
         status = _complain(error, 1)
     if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
         # The model is still loading, and Python would crash in native code if it took itself apart meanwhile.
