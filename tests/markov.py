@@ -14,7 +14,7 @@ from smartspec.execution.proposers import Drafts, Proposer
 from smartspec.execution.verifier import VerificationRow, verify
 from smartspec.policy.types import Decision, Verifier
 from smartspec.policy.types import Proposer as ProposerName
-from smartspec.scheduling.output import ScheduledRequest, SchedulerOutput
+from smartspec.scheduling.output import Proposal, ScheduledRequest, SchedulerOutput
 from smartspec.scheduling.request import SamplingParams
 
 Floats = NDArray[np.float64]
@@ -126,11 +126,12 @@ def probabilities(logits: Floats, sampling: SamplingParams, banned: frozenset[in
 
 
 def with_lengths(drafts: Drafts, lengths: dict[str, int]) -> Drafts:
-    """The same drafts, some proposals cut to the given lengths."""
+    """The same drafts, some proposals cut to the given lengths; with length 0 there is none."""
     proposals, probs = dict(drafts.proposals), dict(drafts.draft_probs)
     for key, length in lengths.items():
-        proposals[key] = type(proposals[key]).chain(proposals[key].token_ids[:length])
-        probs[key] = probs[key][:length]
+        proposal, rows = proposals.pop(key), probs.pop(key)
+        if length:
+            proposals[key], probs[key] = Proposal.chain(proposal.token_ids[:length]), rows[:length]
     return replace(drafts, proposals=proposals, draft_probs=probs)
 
 
