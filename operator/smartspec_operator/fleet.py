@@ -6,8 +6,18 @@ from functools import reduce
 
 from smartspec.metrics import Histogram
 from smartspec.policy.capacity import RequestLengths
+from smartspec.policy.latency import model_of
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import AcceptancePrior, LatencyPrior, Priors
+from smartspec.policy.types import StepFeatures
+
+TYPICAL_STEPS = tuple(
+    StepFeatures(target_tokens=4 * n, context_tokens=256 * n, num_requests=n, draft_batch_by_depth=(n,) * 3)
+    for n in (1, 8, 64)
+)
+"""Steps by which two time models are compared: their coefficients trade places without their predictions changing."""
+TIME_CHANGE, RATE_CHANGE = 0.15, 0.1
+"""What is learned is written down again when predicted times move by this share, or acceptance by so much."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +117,13 @@ def differ(old: Priors | None, new: Priors | None) -> bool:
     assert old.latency is not None and new.latency is not None  # noqa: PT018  merged_priors keeps no other
     if new.latency.weight >= 2 * old.latency.weight or len(old.acceptance) != len(new.acceptance):
         return True
-    names = old.latency.coefficients.keys() | new.latency.coefficients.keys()
-    for name in names:
-        a, b = old.latency.coefficients.get(name, 0.0), new.latency.coefficients.get(name, 0.0)
-        if abs(a - b) > 0.3 * max(a, b):
+    before, after = model_of(old.latency), model_of(new.latency)
+    for step in TYPICAL_STEPS:
+        a, b = before.predict(step).total, after.predict(step).total
+        if abs(a - b) > TIME_CHANGE * max(a, b):
             return True
     return any(
-        abs(a - b) > 0.1
+        abs(a - b) > RATE_CHANGE
         for before, after in zip(old.acceptance, new.acceptance, strict=True)
         for a, b in zip(before.rates[:1], after.rates[:1], strict=False)
     )

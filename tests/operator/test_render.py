@@ -1,0 +1,169 @@
+"""The children as manifests: what pods run, what they may, and what changes them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fleets import policy, smartspec
+from smartspec.policy.settings import decode_settings
+from smartspec_operator import render
+from smartspec_operator.resource import POLICY_FILE, Manifest
+from smartspec_operator.world import Observation, ScalingDecision
+
+SCALE = ScalingDecision(desired=2, replicas=2)
+SEEN = Observation(admin_key_version="v1")
+
+
+def children(scale: ScalingDecision = SCALE, seen: Observation = SEEN, **spec: Any) -> dict[str, Manifest]:
+    """The children by kind."""
+    found = render.children(smartspec(**spec), seen, policy(tpot_target_seconds=0.04), scale, image="runtime:1")
+    return {manifest["kind"]: manifest for manifest in found}
+
+
+def pod(**spec: Any) -> dict[str, Any]:
+    """The pod's spec in the Deployment."""
+    found: dict[str, Any] = children(**spec)["Deployment"]["spec"]["template"]["spec"]
+    return found
+
+
+def container(**spec: Any) -> dict[str, Any]:
+    """The one container."""
+    found: dict[str, Any] = pod(**spec)["containers"][0]
+    return found
+
+
+def flag(name: str, **spec: Any) -> str:
+    """The value that the runtime is given for a flag."""
+    arguments = container(**spec)["args"]
+    return str(arguments[arguments.index(name) + 1])
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
+def test_every_child_belongs_to_its_resource(kind: str) -> None:
+    """The owner reference is what deletes it, and the labels are what finds it."""
+    metadata = children()[kind]["metadata"]
+    (owner,) = metadata["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"], owner["controller"]) == ("SmartSpec", "demo", "u-1", True)
+    assert metadata["labels"]["app.kubernetes.io/managed-by"] == "smartspec-operator"
+
+
+def test_pods_meet_the_restricted_profile() -> None:
+    """Non-root, nothing to escalate, a read-only root file system, no token of a service account."""
+    spec, made = pod(), container()
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert made["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    written = {mount["mountPath"] for mount in made["volumeMounts"] if not mount.get("readOnly")}
+    assert written == {"/cache", "/tmp"}
+
+
+def test_the_admin_port_stands_in_no_service() -> None:
+    """Clients reach the public port alone."""
+    (port,) = children()["Service"]["spec"]["ports"]
+    assert port["targetPort"] == "http"
+    assert {p["name"] for p in container()["ports"]} == {"http", "admin"}
+
+
+@pytest.mark.parametrize(
+    ("speculation", "present", "absent"),
+    [
+        ({"draft": {"source": "d"}}, ["--draft d"], ["--no-prompt-lookup"]),
+        ({"method": "DraftModel", "draft": {"source": "d"}}, ["--draft d", "--no-prompt-lookup"], []),
+        ({"method": "PromptLookup"}, ["--policy request"], ["--draft", "--no-prompt-lookup"]),
+        ({"method": "Off", "draft": {"source": "d"}}, ["--policy off", "--no-prompt-lookup"], ["--draft"]),
+        ({"policy": "Fixed", "maxTokens": 4}, ["--policy fixed", "--num-speculative-tokens 4"], []),
+        ({"verification": "Coupled"}, ["--verification coupled"], []),
+    ],
+)
+def test_speculation_becomes_flags(speculation: dict[str, Any], present: list[str], absent: list[str]) -> None:
+    """Each method loads and allows exactly what it says."""
+    line = " ".join(container(speculation=speculation)["args"])
+    assert [text for text in present if text not in line] == []
+    assert [text for text in absent if text in line] == []
+
+
+def test_keys_come_from_secrets_and_never_stand_among_arguments() -> None:
+    """Every key is a reference that only the kubelet resolves."""
+    reference = {"name": "keys", "key": "api"}
+    made = container(
+        server={"apiKeySecretRef": reference}, model={"source": "m", "hubTokenSecretRef": {"name": "hub", "key": "t"}}
+    )
+    sources = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in made["env"] if "valueFrom" in v}
+    assert sources == {
+        "SMARTSPEC_ADMIN_KEY": {"name": "demo-admin-key", "key": "key"},
+        "SMARTSPEC_API_KEY": reference,
+        "HF_TOKEN": {"name": "hub", "key": "t"},
+    }
+    assert not any("key" in argument for argument in made["args"])
+
+
+def test_the_policy_is_mounted_as_replicas_read_it() -> None:
+    """What the ConfigMap holds parses as settings, under the path that the flag names."""
+    text = children()["ConfigMap"]["data"][POLICY_FILE]
+    assert decode_settings(text).tpot_target_seconds == 0.04
+    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    assert flag("--policy-file") == f"{mounts['policy']}/{POLICY_FILE}"
+
+
+def test_a_new_policy_does_not_roll_the_pods() -> None:
+    """It is pushed while they run: the Deployment is the same before and after."""
+    one, two = (
+        render.children(smartspec(), SEEN, policy(tpot_target_seconds=t), SCALE, image="i") for t in (0.04, 0.03)
+    )
+    assert one[2] == two[2]
+    assert one[0] != two[0]
+
+
+def test_a_new_admin_key_rolls_the_pods() -> None:
+    """They read it once, at their start."""
+    one, two = (children(seen=replace(SEEN, admin_key_version=version))["Deployment"] for version in ("v1", "v2"))
+    assert one["spec"]["template"] != two["spec"]["template"]
+
+
+def test_updates_replace_no_replica_before_another_is_ready() -> None:
+    """Capacity never falls below what is asked for while the spec rolls through."""
+    assert children()["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_a_replica_has_all_its_grace_to_finish_but_the_lame_duck_and_the_exit() -> None:
+    """The drain ends before the kubelet kills."""
+    template = {"terminationGracePeriodSeconds": 100}
+    assert pod(template=template)["terminationGracePeriodSeconds"] == 100
+    assert int(flag("--drain-timeout", template=template)) + int(flag("--lame-duck", template=template)) < 100
+
+
+def test_ones_own_environment_and_volumes_are_kept() -> None:
+    """A variable of ours gives way to the same one in the template; volumes are added."""
+    template = {
+        "env": [{"name": "HF_HOME", "value": "/models"}, {"name": "X", "value": "1"}],
+        "volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "weights"}}],
+        "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+    }
+    made = container(template=template)
+    assert [v["value"] for v in made["env"] if v["name"] == "HF_HOME"] == ["/models"]
+    assert {"name": "X", "value": "1"} in made["env"]
+    assert pod(template=template)["volumes"][-1]["name"] == made["volumeMounts"][-1]["name"] == "models"
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume"),
+    [
+        ({}, {"emptyDir": {}}),
+        ({"sizeLimit": "20Gi"}, {"emptyDir": {"sizeLimit": "20Gi"}}),
+        ({"claimName": "weights"}, {"persistentVolumeClaim": {"claimName": "weights"}}),
+    ],
+)
+def test_the_cache_is_where_the_spec_says(cache: dict[str, str], volume: dict[str, Any]) -> None:
+    """An emptyDir, a bounded one, or a claim."""
+    assert pod(storage={"cache": cache})["volumes"][0] == {"name": "cache", **volume}
+
+
+def test_victims_are_marked_for_the_replicaset_controller() -> None:
+    """The mark names the pod and nothing else of it, so that nothing else is taken over."""
+    marked = children(scale=ScalingDecision(desired=1, replicas=2, victims=("demo-x",)))["Pod"]
+    assert marked["metadata"]["name"] == "demo-x"
+    assert set(marked["metadata"]) == {"name", "namespace", "annotations"}

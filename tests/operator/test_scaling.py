@@ -1,0 +1,210 @@
+"""Stage two: when replicas come and go, and every reason why they stay."""
+
+from typing import Any
+
+import pytest
+
+from fleets import NOW, history, later, linear_priors, load, pending, policy, replica, seen, smartspec
+from smartspec_operator import scaling
+from smartspec_operator.reported import ScalingRecord
+from smartspec_operator.world import (
+    Failure,
+    History,
+    Observation,
+    PolicyDecision,
+    Recommendation,
+    ScalingDecision,
+    Timing,
+    timestamp,
+)
+
+PRIORS = linear_priors()  # a replica of it makes some 940 tokens a second with 64 requests of 50 + 100 tokens
+AUTOSCALED: dict[str, Any] = {"autoscaling": {"minReplicas": 1, "maxReplicas": 6}}
+
+
+def long_at(replicas: int) -> History:
+    """A history in which so many replicas were decided, and recommended, long ago."""
+    record = ScalingRecord(time=timestamp(later(-7200)), from_replicas=1, to_replicas=replicas, reason="Demand")
+    return history(record, recommendations=(Recommendation(later(-7200), replicas),))
+
+
+def decide(
+    world: Observation,
+    past: History,
+    *,
+    chosen: PolicyDecision | None = None,
+    after: float = 0.0,
+    **spec: Any,
+) -> ScalingDecision:
+    """Scale with these autoscaling bounds unless *spec* says otherwise."""
+    return scaling.decide(
+        smartspec(**(spec or AUTOSCALED)), world, past, chosen or policy(PRIORS), now=later(after), timing=Timing()
+    )
+
+
+def fleet(size: int, tokens_per_second: float, **more: Any) -> Observation:
+    """So many ready replicas, each making *tokens_per_second*."""
+    return seen(*(replica(f"r{i}", load(tokens_per_second=tokens_per_second, **more)) for i in range(size)))
+
+
+def test_demand_beyond_what_replicas_make_adds_as_many_as_it_takes() -> None:
+    """Demand over 85 % of the predicted capacity is met at once by enough replicas, and recorded with its numbers."""
+    decision = decide(fleet(2, 850.0, requests_per_second=15.0), long_at(2))
+    assert decision.desired == 4
+    record = decision.history[-1]
+    assert (record.from_replicas, record.to_replicas, record.reason) == (2, 4, "Demand")
+    assert record.demand_tokens_per_second == pytest.approx(3000, rel=0.01)
+    assert record.predicted_tokens_per_second == pytest.approx(940, rel=0.1)
+
+
+def test_one_decision_at_most_doubles() -> None:
+    """However large the demand, it is known better once the first replicas have come."""
+    assert decide(fleet(1, 900.0, requests_per_second=500.0), long_at(1)).desired == 2
+
+
+def test_replicas_that_start_count_as_supply() -> None:
+    """While the ones added last are starting, the same demand adds no more."""
+    world = seen(*fleet(2, 850.0, requests_per_second=15.0).replicas, pending("r2"), pending("r3"))
+    decision = decide(world, long_at(4))
+    assert decision.desired == 4
+
+
+def test_a_queue_longer_than_what_runs_asks_for_one_more() -> None:
+    """Without any time model the queue itself speaks."""
+    world = fleet(1, 0.0, requests_per_second=0.0, num_requests_running=8, num_requests_waiting=9)
+    decision = decide(world, long_at(1), chosen=policy())
+    assert (decision.desired, decision.reason) == (2, "Queue")
+
+
+def test_missed_objectives_add_only_when_the_policy_has_nothing_left() -> None:
+    """Stage one goes first: a missed objective alone adds nobody."""
+    world = fleet(1, 300.0, tpot=load().tpot)
+    assert decide(world, long_at(1)).desired == 1
+    exhausted = decide(world, long_at(1), chosen=policy(PRIORS, exhausted=True))
+    assert (exhausted.desired, exhausted.reason) == (2, "Objectives")
+
+
+def test_spare_replicas_go_only_after_the_whole_window() -> None:
+    """Less demand removes a replica when the load has passed on fewer for all of the window, not before."""
+    past, idle = long_at(2), fleet(2, 0.0)
+    first = decide(idle, past)
+    assert first.desired == 2
+    past = history(*first.history, recommendations=first.recommendations)
+    assert decide(idle, past, after=299).desired == 2
+    last = decide(idle, past, after=301)
+    assert (last.desired, last.replicas, last.reason) == (1, 2, "Spare")
+    assert last.victims == ("r0",)
+
+
+def test_a_burst_inside_the_window_keeps_the_replicas() -> None:
+    """The highest recommendation of the window counts: one busy moment restarts the waiting."""
+    idle, busy = fleet(2, 0.0), fleet(2, 700.0)
+    first = decide(idle, long_at(2))
+    burst = decide(busy, history(*first.history, recommendations=first.recommendations), after=200)
+    again = decide(idle, history(*burst.history, recommendations=burst.recommendations), after=215)
+    past = history(*again.history, recommendations=again.recommendations)
+    assert decide(idle, past, after=400).desired == 2
+    assert decide(idle, past, after=516).desired == 1
+
+
+AT_REST = load()
+STAYS = {
+    "a replica does not answer": seen(replica("a", AT_REST), replica("b", Failure("timeout"))),
+    "no replica answers": seen(replica("a", Failure("timeout")), replica("b", Failure("timeout"))),
+    "a replica starts": seen(replica("a", AT_REST), pending("b")),
+    "nothing is ready yet": seen(pending("a"), pending("b")),
+    "requests wait": seen(replica("a", AT_REST), replica("b", load(num_requests_waiting=1))),
+    "pods are replaced": seen(replica("a", AT_REST), replica("b", AT_REST), rolling=True),
+    "requests run and nothing is known of capacity": seen(
+        replica("a", AT_REST), replica("b", load(num_requests_running=1))
+    ),
+}
+
+
+@pytest.mark.parametrize("why", STAYS)
+def test_replicas_stay_while(why: str) -> None:
+    """Each of these keeps a fleet that the window alone would shrink."""
+    past = history(*long_at(2).scaling, recommendations=(Recommendation(later(-7200), 1),))
+    assert decide(STAYS[why], past, chosen=policy()).desired == 2
+    assert decide(seen(replica("a", AT_REST), replica("b", AT_REST)), past, chosen=policy()).desired == 1
+
+
+def test_speculation_that_is_cut_keeps_the_replicas() -> None:
+    """A fleet short of memory has nothing to spare, whatever its tokens per second say."""
+    past = history(*long_at(2).scaling, recommendations=(Recommendation(later(-7200), 1),))
+    assert decide(fleet(2, 100.0), past, chosen=policy(PRIORS, ceiling=2)).desired == 2
+    assert decide(fleet(2, 100.0), past).desired == 1
+
+
+def test_hopeless_replicas_are_given_up_and_not_tried_again_at_once() -> None:
+    """A replica that cannot start is taken back without a window, and demand waits before it asks for it again."""
+    full = fleet(1, 850.0, requests_per_second=15.0).replicas
+    stuck = seen(*full, pending("new", age=130, problem="Unschedulable"))
+    given_up = decide(stuck, long_at(2))
+    assert (given_up.desired, given_up.replicas, given_up.reason) == (1, 1, "GaveUp")
+    assert "new is pending: Unschedulable" in given_up.message
+    past = history(*given_up.history, recommendations=given_up.recommendations)
+    assert decide(seen(*full), past, after=60).reason == "BackingOff"
+    assert decide(seen(*full), past, after=301).desired == 2
+
+
+def test_a_replica_that_is_slow_but_healthy_is_waited_for() -> None:
+    """Loading weights takes minutes: a pending pod without a problem is not given up so early."""
+    full = fleet(1, 850.0, requests_per_second=15.0).replicas
+    assert decide(seen(*full, pending("new", age=130)), long_at(2)).desired == 2
+
+
+def test_bounds_hold_whatever_is_recommended() -> None:
+    """An edit of the bounds takes effect though nobody recommended it."""
+    bounds = {"autoscaling": {"minReplicas": 3, "maxReplicas": 3}}
+    assert decide(fleet(2, 0.0), long_at(2), **bounds).desired == 3
+    assert decide(fleet(5, 800.0), long_at(5), **bounds).desired == 3
+
+
+@pytest.mark.parametrize(("replicas", "expected"), [(None, 1), (0, 0), (3, 3)])
+def test_without_autoscaling_the_spec_decides(replicas: int | None, expected: int) -> None:
+    """`spec.replicas`, as kubectl scale or an HPA write it; 1 when it is absent."""
+    spec = {} if replicas is None else {"replicas": replicas}
+    decision = scaling.decide(smartspec(**spec), fleet(2, 0.0), history(), policy(), now=NOW, timing=Timing())
+    assert (decision.desired, decision.active) == (expected, False)
+    assert decision.history[-1].reason == "SpecReplicas"
+
+
+def test_autoscaling_wins_over_replicas() -> None:
+    """Both set is no error: kubectl scale on an autoscaled resource writes `spec.replicas`."""
+    decision = decide(fleet(2, 300.0), long_at(2), replicas=5, **AUTOSCALED)
+    assert (decision.desired, decision.active) == (2, True)
+
+
+def test_a_first_reconcile_begins_with_the_fewest() -> None:
+    """Before there is a Deployment there is nothing to scale by, and nothing to record."""
+    decision = decide(Observation(), History(), autoscaling={"minReplicas": 2, "maxReplicas": 4})
+    assert (decision.desired, decision.replicas, decision.history) == (2, 2, ())
+
+
+def test_between_decisions_a_drain_is_carried_on() -> None:
+    """The Deployment follows a drained victim on the next tick, not only when scaling is due again."""
+    drained = replica("b", load(state="draining"), ready=False)
+    world = seen(replica("a", AT_REST), drained)
+    kept = scaling.keep(smartspec(**AUTOSCALED), world, long_at(1), policy(), now=NOW, timing=Timing())
+    assert (kept.desired, kept.replicas, kept.victims) == (1, 1, ("b",))
+    assert kept.recommendations == long_at(1).recommendations
+
+
+def test_a_record_learns_what_its_replicas_really_made() -> None:
+    """The prediction stands beside the measurement, written once, when the replicas that were added serve."""
+    asked = ScalingRecord(
+        time=timestamp(later(-90)), from_replicas=1, to_replicas=2, reason="Demand", predicted_tokens_per_second=940.0
+    )
+    decision = decide(fleet(2, 640.0), history(asked, recommendations=(Recommendation(later(-90), 2),)))
+    assert decision.history[-1].measured_tokens_per_second == 640.0
+    again = decide(fleet(2, 700.0), history(*decision.history, recommendations=decision.recommendations))
+    assert again.history == decision.history
+
+
+def test_an_unchanged_world_gives_an_equal_decision() -> None:
+    """At rest nothing is written: the decision at a later moment equals the one before."""
+    world, past = fleet(2, 600.0), long_at(2)
+    first = decide(world, past)
+    again = decide(world, history(*first.history, recommendations=first.recommendations), after=3600)
+    assert again == first
