@@ -4,9 +4,11 @@ Target and draft have a cache each under the *same* block ids, so that whoever o
 not know how many models use them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from smartspec.execution.attention import LayerGeometry
@@ -32,8 +34,15 @@ def allocate(
     """Zeroed caches: what was never written is finite, so that a weight of zero makes it nothing."""
     return [
         LayerCache(
-            torch.zeros((num_blocks, g.num_kv_heads, g.key_dim, block_size), dtype=g.dtype, device=device),
-            torch.zeros((num_blocks, g.num_kv_heads, block_size, g.value_dim), dtype=g.dtype, device=device),
+            _zeros((num_blocks, g.num_kv_heads, g.key_dim, block_size), g.dtype, device),
+            _zeros((num_blocks, g.num_kv_heads, block_size, g.value_dim), g.dtype, device),
         )
         for g in layers
     ]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy asks the kernel for zero pages, which cost nothing until they are written; torch would write them all now.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

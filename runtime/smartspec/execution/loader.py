@@ -1,192 +1,174 @@
-"""From names to models that are ready to step: weights, tokenizer, KV cache, and what may be promised of them."""
+"""From a configuration to models ready to step: everything that is checked, measured and decided once, at load."""
 
 import logging
-import platform
-import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
-from smartspec.config import ConfigError, ModelConfig, RuntimeConfig
-from smartspec.execution.attention import LayerGeometry, UnsupportedModelError, survey, use_paged_attention
+from smartspec.config import ModelConfig, RuntimeConfig
+from smartspec.execution import checkpoint, memory, rope, self_check, threads, tokenizer
+from smartspec.execution.attention import LayerGeometry
+from smartspec.execution.checkpoint import Source
 from smartspec.execution.kv_cache import bytes_per_block
-from smartspec.execution.memory import choose_num_blocks
 from smartspec.execution.paged_model import PagedModel
-from smartspec.execution.threads import available_threads
-from smartspec.execution.tokenizer import HuggingFaceTokenizer
+from smartspec.execution.recomputed_model import RecomputedModel
+from smartspec.execution.row_invariance import row_multiple
+from smartspec.execution.self_check import Attention
 from smartspec.policy.types import Proposer
+from smartspec.scheduling.client import Tokenizer
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ROW_MULTIPLE = {torch.float32: 4, torch.bfloat16: 1}
-"""Rows that a CPU's matrix products are padded to a multiple of, so that a row's bits do not depend on their number:
-float32 kernels for one to three rows sum in another order than those for four and more."""
+Model = PagedModel | RecomputedModel
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What `load` made. `key` names what a time model learned here is valid for."""
+    """Models under one set of block ids, and what can be promised of them; see `EngineInfo` for the shared fields."""
 
-    target: PagedModel
-    draft: PagedModel | None
-    tokenizer: HuggingFaceTokenizer
+    target: Model
+    draft: Model | None
+    tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
-    attention: Literal["paged", "padded", "stateful"]
+    attention: Attention
     invariant: bool
-    proposers: tuple[Proposer, ...]
+    key: str
+    dtype: str
+    device: str
     num_blocks: int
     block_size: int
     max_model_len: int
-    dtype: str
-    device: str
-    key: str
+    proposers: tuple[Proposer, ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model in memory, checked but without a cache."""
+
+    model: PreTrainedModel
+    attention: Attention
+    layers: list[LayerGeometry]
+    row_multiple: int | None
+
+    def bytes_per_block(self, block_size: int) -> int:
+        """What one block costs: keys and values, or the token ids of a model that is recomputed."""
+        return bytes_per_block(self.layers, block_size) if self.layers else 8 * block_size
+
+    def build(self, *, num_blocks: int, block_size: int) -> Model:
+        """The model over a cache of *num_blocks*."""
+        if self.attention == "paged":
+            return PagedModel(
+                self.model,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                layers=self.layers,
+                row_multiple=self.row_multiple or 1,
+            )
+        return RecomputedModel(
+            self.model, num_blocks=num_blocks, block_size=block_size, batches=self.attention == "padded"
+        )
 
 
 def load(config: RuntimeConfig) -> LoadedModel:
-    """Load target, draft and tokenizer and allocate the KV cache; raises ConfigError for what cannot be met."""
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(config.num_threads or available_threads())
-    model = config.model
-    device = _device(model.device)
-    tokenizer = HuggingFaceTokenizer.load(model.target, model.revision, trust_remote_code=model.trust_remote_code)
-    target = _weights(model, model.target, model.revision, device)
+    """Load, check and lay out what *config* names. Raises ConfigError, which says what would be accepted."""
+    began = time.perf_counter()
+    chosen = config.model
+    device = checkpoint.choose_device(chosen.device)
+    num_threads = threads.set_threads(config.num_threads)
+    source = Source("target", chosen.target, chosen.revision, chosen.trust_remote_code)
+    target_config = checkpoint.read_config(source)
+    dtype = checkpoint.choose_dtype(chosen.dtype, target_config, device)
+    words = checkpoint.read_tokenizer(source)
+    model_len = rope.length_limit(target_config, chosen.max_model_len)
+    target = _candidate(source, target_config, dtype, device, is_target=True)
     draft = None
-    if model.draft is not None:
-        draft = _weights(model, model.draft, model.draft_revision, device)
-        theirs = HuggingFaceTokenizer.load(model.draft, model.draft_revision, trust_remote_code=model.trust_remote_code)
-        difference = tokenizer.differs_from(theirs)
-        if difference is not None:
-            raise ConfigError(f"draft {model.draft!r} has another tokenizer than target {model.target!r}: {difference}")
-    max_model_len = _max_model_len(config, target)
-    models = [target] if draft is None else [target, draft]
-    layers = [_layers(m) for m in models]
-    num_blocks = choose_num_blocks(
+    if chosen.draft is not None:
+        draft_source = Source("draft", chosen.draft, chosen.draft_revision, chosen.trust_remote_code)
+        draft_config = checkpoint.read_config(draft_source)
+        tokenizer.check_same(words, checkpoint.read_tokenizer(draft_source))
+        # A draft that sees less far than its target bounds the pair: past its limit it would only guess.
+        model_len = min(model_len, rope.length_limit(draft_config, chosen.max_model_len))
+        if target.attention != "stateful":
+            draft = _candidate(draft_source, draft_config, dtype, device, is_target=False)
+    block_size = config.scheduler.block_size
+    size = memory.size_cache(
         config.scheduler,
-        block_bytes=sum(bytes_per_block(kind, config.scheduler.block_size) for kind in layers),
-        max_model_len=max_model_len,
+        bytes_per_block=sum(c.bytes_per_block(block_size) for c in (target, draft) if c is not None),
         device=device,
+        model_len=model_len,
+        requested_len=chosen.max_model_len,
     )
-    paged = [_paged(m, kind, num_blocks, config) for m, kind in zip(models, layers, strict=True)]
-    dtype = str(target.dtype).removeprefix("torch.")
-    proposers: list[Proposer] = ["draft"] if draft is not None else []
-    if config.speculation.prompt_lookup:
-        proposers.append("lookup")
-    return LoadedModel(
-        target=paged[0],
-        draft=paged[1] if draft is not None else None,
-        tokenizer=tokenizer,
-        eos_token_ids=_eos_token_ids(target, tokenizer),
-        attention="paged",
-        invariant=device.type == "cpu" and all(p.attention.invariant for p in paged),
-        proposers=tuple(proposers),
-        num_blocks=num_blocks,
-        block_size=config.scheduler.block_size,
-        max_model_len=max_model_len,
-        dtype=dtype,
+    built = target.build(num_blocks=size.num_blocks, block_size=block_size)
+    loaded = LoadedModel(
+        target=built,
+        draft=None if draft is None else draft.build(num_blocks=size.num_blocks, block_size=block_size),
+        tokenizer=tokenizer.HuggingFaceTokenizer(words),
+        eos_token_ids=_eos_token_ids(target.model, words),
+        attention=target.attention,
+        invariant=target.row_multiple is not None and self_check.is_invariant(built),
+        key=_key(chosen, target.attention, dtype, device, num_threads),
+        dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        key=_key(model, device, dtype),
+        num_blocks=size.num_blocks,
+        block_size=block_size,
+        max_model_len=size.max_model_len,
+        proposers=_proposers(config, target, draft),
     )
+    log.info(
+        "event=model_loaded target=%s draft=%s dtype=%s device=%s threads=%d attention=%s invariant=%s num_blocks=%d "
+        "block_size=%d max_model_len=%d proposers=%s seconds=%.1f",
+        chosen.target, chosen.draft, loaded.dtype, device, num_threads, loaded.attention, loaded.invariant,
+        loaded.num_blocks, block_size, loaded.max_model_len, ",".join(loaded.proposers), time.perf_counter() - began,
+    )  # fmt: skip
+    return loaded
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is not one torch knows") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for, but this torch sees no GPU")
-    return device
+def _candidate(source: Source, config: Any, dtype: torch.dtype, device: torch.device, *, is_target: bool) -> _Candidate:
+    model = checkpoint.read_model(source, config, dtype=dtype, device=device)
+    verdict = self_check.check(model)
+    log.info("event=attention_checked model=%s attention=%s reason=%r", source.name, verdict.attention, verdict.reason)
+    # What a draft computes decides how much is accepted, never what the text is: only the target's bits must hold.
+    multiple = row_multiple(model) if is_target and device.type == "cpu" else None
+    return _Candidate(model, verdict.attention, verdict.layers, multiple)
 
 
-def _dtype(model: ModelConfig, source: str, revision: str | None, device: torch.device) -> torch.dtype:
-    if model.dtype != "auto":
-        if model.dtype not in DTYPES:
-            raise ConfigError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {model.dtype!r}")
-        return DTYPES[model.dtype]
-    try:
-        config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a model from {source!r}: {error}") from error
-    dtype: torch.dtype = getattr(config, "dtype", None) or torch.float32
-    # A CPU has no fast float16; bfloat16 is as small and never overflows.
-    return torch.bfloat16 if dtype is torch.float16 and device.type == "cpu" else dtype
+def _proposers(config: RuntimeConfig, target: _Candidate, draft: _Candidate | None) -> tuple[Proposer, ...]:
+    if target.attention == "stateful":
+        return ()
+    names: list[Proposer] = ["draft"] if draft is not None else []
+    return (*names, "lookup") if config.speculation.prompt_lookup else tuple(names)
 
 
-def _weights(model: ModelConfig, source: str, revision: str | None, device: torch.device) -> PreTrainedModel:
-    dtype = _dtype(model, source, revision, device)
-    try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=model.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"cannot load a model from {source!r}: {error}") from error
-    return loaded.to(device).eval()
+def _eos_token_ids(model: PreTrainedModel, words: Any) -> frozenset[int]:
+    """The generation config's end tokens (one or several), else the tokenizer's."""
+    generation: Any = model.generation_config
+    for ids in (getattr(generation, "eos_token_id", None), words.eos_token_id):
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, (list, tuple)) else [ids])
+    return frozenset()
 
 
-def _layers(model: PreTrainedModel) -> list[LayerGeometry]:
-    try:
-        use_paged_attention(model)
-        return survey(model)
-    except UnsupportedModelError as error:
-        raise ConfigError(f"{type(model).__name__} cannot be served: {error}") from error
-
-
-def _paged(model: PreTrainedModel, layers: list[LayerGeometry], num_blocks: int, config: RuntimeConfig) -> PagedModel:
-    return PagedModel(
-        model,
-        num_blocks=num_blocks,
-        block_size=config.scheduler.block_size,
-        layers=layers,
-        row_multiple=ROW_MULTIPLE.get(model.dtype, 1) if model.device.type == "cpu" else 1,
+def _key(chosen: ModelConfig, attention: Attention, dtype: torch.dtype, device: torch.device, num_threads: int) -> str:
+    """What measured times and acceptance belong to: see `Priors.key`."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} x{num_threads}"
+    parts = (
+        f"device={hardware}",
+        f"dtype={str(dtype).removeprefix('torch.')}",
+        f"target={chosen.target}@{chosen.revision or 'main'}",
+        f"draft={chosen.draft}@{chosen.draft_revision or 'main'}" if chosen.draft else "draft=none",
+        f"attention={attention}",
+        "tp=1",
     )
-
-
-def _max_model_len(config: RuntimeConfig, target: PreTrainedModel) -> int:
-    """As asked for, within what the model was made for."""
-    longest = getattr(target.config.get_text_config(), "max_position_embeddings", None)
-    asked = config.model.max_model_len
-    if asked is None:
-        return int(longest or 4096)
-    if asked < 2:
-        raise ConfigError(f"max_model_len must be at least 2, got {asked}")
-    if longest is not None and asked > longest:
-        raise ConfigError(f"max_model_len {asked} exceeds the {longest} positions that the model was made for")
-    return asked
-
-
-def _eos_token_ids(target: PreTrainedModel, tokenizer: HuggingFaceTokenizer) -> frozenset[int]:
-    configured: Any = target.generation_config.eos_token_id if target.generation_config is not None else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
-
-
-def _key(model: ModelConfig, device: torch.device, dtype: str) -> str:
-    """Device, dtype, target, draft, attention and tensor parallelism: what step times and acceptance depend on."""
-    machine = f"cpu {_processor()} x{torch.get_num_threads()}"
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    names = [f"{name}@{revision}" if revision else name for name, revision in _sources(model)]
-    return "|".join((machine, dtype, *names, "paged", "tp1"))
-
-
-def _sources(model: ModelConfig) -> list[tuple[str, str | None]]:
-    return [(model.target, model.revision), (model.draft or "no draft", model.draft_revision if model.draft else None)]
+    return ";".join(parts)
 
 
 def _processor() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.machine()
+        return "cpu"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")

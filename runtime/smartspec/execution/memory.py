@@ -1,70 +1,97 @@
-"""How many KV blocks fit: as told, or as measured on the device, or a refusal that says what would fit."""
+"""How much of the KV cache fits: measured or told, and a refusal that says what would."""
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from smartspec.config import ConfigError, SchedulerConfig
+from smartspec.execution import cgroup
 
-SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.4}
-"""Of the memory that is free once the weights are in. A CPU's is shared with whoever else lives there."""
-CPU_CEILING_BYTES = 4 << 30
-"""Unasked, no more than this is taken of a CPU's memory."""
+log = logging.getLogger(__name__)
 
+CPU_SHARE = 0.5
+"""Part of the free memory a CPU replica takes at most: others on the machine live from the rest."""
 
-def choose_num_blocks(config: SchedulerConfig, *, block_bytes: int, max_model_len: int, device: torch.device) -> int:
-    """KV blocks to allocate, each *block_bytes* over all models.
-
-    Raises ConfigError when not even one sequence of *max_model_len* tokens would fit.
-    """
-    free = free_bytes(device)
-    if config.num_blocks is not None:
-        num, source = config.num_blocks, f"num_blocks {config.num_blocks}"
-    elif config.kv_cache_memory_bytes is not None:
-        num, source = config.kv_cache_memory_bytes // block_bytes, f"kv_cache_memory {config.kv_cache_memory_bytes}"
-    else:
-        budget = int(free * SHARE_OF_FREE.get(device.type, 0.9))
-        budget = min(budget, CPU_CEILING_BYTES) if device.type == "cpu" else budget
-        # Never more than every sequence at its longest could use.
-        most = config.max_num_seqs * -(-max_model_len // config.block_size)
-        num, source = min(budget // block_bytes, most), f"the {free / 2**30:.1f} GiB that are free"
-    needed = -(-max_model_len // config.block_size)
-    if num * block_bytes > free:
-        raise ConfigError(
-            f"the KV cache of {num} blocks needs {num * block_bytes / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are "
-            f"free: num_blocks can be at most {free // block_bytes}"
-        )
-    if num < needed:
-        raise ConfigError(
-            f"a sequence of max_model_len {max_model_len} tokens needs {needed} KV blocks "
-            f"({needed * block_bytes / 2**20:.0f} MiB), but {source} gives {num}: max_model_len can be at most "
-            f"{num * config.block_size}"
-        )
-    return num
+CUDA_SHARE = 0.85
+"""Part of the free device memory: what a step computes with needs the rest."""
 
 
-def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Memory that can still be had on *device*: for a CPU the smaller of the machine's and the cgroup's."""
+@dataclass(frozen=True)
+class CacheSize:
+    """Blocks to allocate, and the longest request that they can hold."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated on *device* now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(_machine_bytes(root), _cgroup_bytes(root))
+    limit = cgroup.free_memory()
+    available = _available()
+    return min(x for x in (limit, available, 1 << 50) if x is not None)
 
 
-def _machine_bytes(root: Path) -> int:
-    for line in (root / "proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
+def size_cache(
+    config: SchedulerConfig,
+    *,
+    bytes_per_block: int,
+    device: torch.device,
+    model_len: int,
+    requested_len: int | None = None,
+) -> CacheSize:
+    """Blocks for the cache of all models together, of *bytes_per_block* each.
+
+    As told (`num_blocks`, `kv_cache_memory_bytes`), else as many as a full batch of the longest requests can use, as
+    far as free memory goes. Requests are bounded by *requested_len*, else by *model_len*, the model's own limit, and,
+    unless the user insisted on a length, by what fits. Raises ConfigError, naming what would fit.
+    """
+    max_model_len = requested_len or model_len
+    blocks_each = -(-max_model_len // config.block_size)
+    wanted = blocks_each * config.max_num_seqs
+    free = free_memory(device)
+    if config.num_blocks is not None:
+        num_blocks = config.num_blocks
+        if num_blocks * bytes_per_block > free:
+            raise ConfigError(
+                f"num_blocks {num_blocks} need {_size(num_blocks * bytes_per_block)}, but only {_size(free)} are free "
+                f"on {device}: at most {free // bytes_per_block} blocks fit"
+            )
+    elif config.kv_cache_memory_bytes is not None:
+        num_blocks = config.kv_cache_memory_bytes // bytes_per_block
+        if config.kv_cache_memory_bytes > free:
+            raise ConfigError(
+                f"kv_cache_memory {_size(config.kv_cache_memory_bytes)} is more than the {_size(free)} free on {device}"
+            )
+    else:
+        share = CPU_SHARE if device.type == "cpu" else CUDA_SHARE
+        num_blocks = min(wanted, int(free * share) // bytes_per_block)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"no block of the KV cache fits on {device}: one of {config.block_size} tokens needs "
+            f"{_size(bytes_per_block)}"
+        )
+    capacity = num_blocks * config.block_size
+    if capacity < max_model_len and requested_len is not None:
+        raise ConfigError(
+            f"max_model_len {requested_len} needs {blocks_each} blocks ({_size(blocks_each * bytes_per_block)}), but "
+            f"the KV cache has {num_blocks}: at most {capacity} tokens fit"
+        )
+    if capacity < max_model_len:
+        log.warning("event=max_model_len_reduced model=%d cache=%d", max_model_len, capacity)
+    return CacheSize(num_blocks, min(max_model_len, capacity))
 
 
-def _cgroup_bytes(root: Path) -> int:
-    groups = root / "sys/fs/cgroup"
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            return max(0, int((groups / limit).read_text()) - int((groups / usage).read_text()))
-        except (OSError, ValueError):  # no such version, or "max": no limit
-            continue
-    return 1 << 62
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.2f} GiB" if num_bytes >= 1 << 28 else f"{num_bytes / (1 << 20):.1f} MiB"

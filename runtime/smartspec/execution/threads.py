@@ -1,32 +1,32 @@
-"""How many CPU threads this process may use: what the machine grants it, never how many cores the machine has.
+"""How many threads a CPU replica computes with.
 
-Two replicas that both take all of 4 cores turn a step of 25 ms into one of 350 to 570 ms: OpenMP threads wait for each
-other at every operation, and one that is not scheduled stalls the rest.
+Threads beyond the CPUs that are really ours are worse than none: OpenMP threads wait by spinning, and two replicas with
+a machine's worth of threads each slow one another down tenfold.
 """
 
 import math
 import os
-from pathlib import Path
+
+import torch
+
+from smartspec.config import ConfigError
+from smartspec.execution import cgroup
 
 
-def available_threads(root: Path = Path("/")) -> int:
-    """The smaller of the CPU affinity and the cgroup quota (rounded up), at least 1; *root* is where `/sys` hangs."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(root)
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+def available_cpus() -> int:
+    """CPUs this process may use: affinity, bounded by the cgroup's quota (a part of a CPU counts as one)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup.cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
-def _quota(root: Path) -> float | None:
-    """Cores granted by cgroup v2 or v1; None where nothing is limited."""
-    groups = root / "sys/fs/cgroup"
-    try:
-        quota, period = (groups / "cpu.max").read_text().split()
-        return None if quota == "max" else float(quota) / float(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = float((groups / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = float((groups / "cpu/cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else None
-    except (OSError, ValueError):
-        return None
+def set_threads(requested: int | None) -> int:
+    """Compute with *requested* threads, or as many as there are CPUs for us; the number is returned.
+
+    Raises ConfigError for a number below one.
+    """
+    if requested is not None and requested < 1:
+        raise ConfigError(f"threads must be at least 1, got {requested}")
+    count = requested or available_cpus()
+    torch.set_num_threads(count)
+    return count

@@ -1,0 +1,186 @@
+"""Whether a model may be run over a paged cache, found by trying: never assumed from its name.
+
+Models exist that run through another attention without an error and answer something else: they keep state elsewhere,
+build masks of their own, or lose their window with the mask. So each model is compared with itself as transformers runs
+it (eager attention, one request at a time), here with requests packed, cut and speculated on; and so is a small random
+twin, in which windows are short.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from smartspec.execution import twin
+from smartspec.execution.attention import LayerGeometry, UnsupportedModelError, survey, use_paged_attention
+from smartspec.execution.batch import Segment
+from smartspec.execution.paged_model import PagedModel
+
+Attention = Literal["paged", "padded", "stateful"]
+
+_BLOCK_SIZE = 16
+_NUM_BLOCKS = 16
+_LENGTHS = (45, 30)
+_TOLERANCE = {torch.float32: 1e-3}
+_LOW_PRECISION_TOLERANCE = 0.15
+"""Relative error allowed in 16-bit formats: rounding makes some hundredths, another mask makes tenths or more."""
+
+_TRIAL_ERRORS = (UnsupportedModelError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)
+"""What models raise that cannot take packed rows: they were written for other callers."""
+
+
+class _Model(Protocol):
+    vocab_size: int
+
+    def forward(self, segments: Sequence[Segment]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a model can be served, and why so.
+
+    "paged"; "padded": recomputed in padded batches, since its attention is not ours to replace; "stateful": recomputed
+    request by request and without speculation, since it keeps state outside attention. *layers* is empty unless paged.
+    """
+
+    attention: Attention
+    reason: str
+    layers: list[LayerGeometry] = field(default_factory=list)
+
+
+def check(model: PreTrainedModel) -> Verdict:
+    """Try *model*, left on paged attention if it passes and on eager attention otherwise."""
+    verdict = _check(model)
+    if verdict.attention != "paged":
+        model.set_attn_implementation("eager")
+    return verdict
+
+
+def is_invariant(model: _Model) -> bool:
+    """Whether rows come out of *model* the same bit for bit in one piece, in many, and beside other requests.
+
+    Uses the blocks of its cache, before anyone else does.
+    """
+    if not isinstance(model, PagedModel) or not model.attention.invariant:
+        return False
+    size = model.block_size
+    room = model.num_blocks * size
+    length = min(100, room // 2)
+    blocks, others = range(-(-length // size)), range(-(-length // size), model.num_blocks)
+    ids, noise = _token_ids(model.vocab_size, length, seed=2), _token_ids(model.vocab_size, length, seed=3)
+    whole = model.forward([Segment(ids, 0, blocks, length)])
+    done, step = 0, 0
+    while done < length:
+        count = min((1, 2, 5, 1, 24, 3, 40, 7)[step % 8], length - done)
+        company = min(len(others) * size, (0, 3, 1, 17, 6)[step % 5])
+        segments = [Segment(noise[:company], 0, others, 0)] if company else []
+        rows = model.forward([*segments, Segment(ids[done : done + count], done, blocks, count)])
+        if not torch.equal(rows, whole[done : done + count]):
+            return False
+        done, step = done + count, step + 1
+    return True
+
+
+def _check(model: PreTrainedModel) -> Verdict:
+    expected = _expected(model)
+    try:
+        use_paged_attention(model)
+        layers = survey(model)
+    except UnsupportedModelError as error:
+        return Verdict("stateful" if "state outside" in str(error) else "padded", str(error))
+    except _TRIAL_ERRORS as error:
+        return Verdict("padded", f"it cannot take packed rows: {error}")
+    try:
+        error = _paged_error(model, layers, expected, cut=True)
+        if not _passes(error, model.dtype):
+            whole = _paged_error(model, layers, expected, cut=False)
+            if _passes(whole, model.dtype):
+                return Verdict("stateful", f"state outside attention: cut requests differ by {error:.2g}")
+            return Verdict("padded", f"its attention is more than its keywords say: rows differ by {whole:.2g}")
+    except _TRIAL_ERRORS as problem:
+        return Verdict("padded", f"it cannot take packed rows: {problem}")
+    return _check_twin(model.config, layers, error)
+
+
+def _check_twin(config: Any, layers: list[LayerGeometry], error: float) -> Verdict:
+    small = twin.build(config)
+    if small is None:
+        if twin.has_window(config):
+            return Verdict("padded", "it has a window, and no small twin to check it on could be built")
+        return Verdict("paged", f"rows differ by {error:.2g}; no small twin could be built", layers)
+    try:
+        expected = _expected(small)
+        use_paged_attention(small)
+        twin_error = _paged_error(small, survey(small), expected, cut=True)
+    except _TRIAL_ERRORS as problem:
+        return Verdict("padded", f"a small twin fails: {problem}")
+    if not _passes(twin_error, torch.float32):
+        return Verdict("padded", f"a small twin with a window of {twin.WINDOW} differs by {twin_error:.2g}")
+    return Verdict("paged", f"rows differ by {error:.2g}, a small twin's by {twin_error:.2g}", layers)
+
+
+def _passes(error: float, dtype: torch.dtype) -> bool:
+    return error <= _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)  # false for NaN
+
+
+@torch.inference_mode()
+def _expected(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Logits of each trial request alone, as transformers computes them."""
+    vocab = int(model.get_output_embeddings().weight.shape[0])
+    texts = [torch.tensor([ids], device=model.device) for ids in _texts(vocab)]
+    return [model(input_ids=text, use_cache=False).logits[0].float() for text in texts]
+
+
+def _paged_error(
+    model: PreTrainedModel, layers: list[LayerGeometry], expected: list[torch.Tensor], *, cut: bool
+) -> float:
+    """Relative error of paged logits: of the first text in one piece, or of both texts cut and mixed."""
+    paged = PagedModel(model, num_blocks=_NUM_BLOCKS, block_size=_BLOCK_SIZE, layers=layers)
+    texts = _texts(paged.vocab_size)
+    if not cut:
+        rows = paged.forward([Segment(texts[0], 0, range(3), len(texts[0]))])
+        return _relative(rows, expected[0])
+    found, wanted = [], []
+    for segments, kept in _steps(texts):
+        rows = paged.forward(segments)
+        begin = 0
+        for segment, (text, count) in zip(segments, kept, strict=True):
+            found.append(rows[begin : begin + count])
+            wanted.append(expected[text][segment.start : segment.start + count])
+            begin += segment.num_logits
+    return _relative(torch.cat(found), torch.cat(wanted))
+
+
+def _steps(texts: list[list[int]]) -> Iterator[tuple[list[Segment], list[tuple[int, int]]]]:
+    """Steps over both texts with, per segment, which text it belongs to and how many of its rows are true: chunks,
+    single rows, and proposals whose last tokens are wrong and are written over in the next step."""
+    tables = ((9, 4, 7), (2, 11))
+    first, second = texts
+    wrong = [(token + 1) % max(first) if max(first) else token for token in first]
+    for pieces in (
+        [(0, 0, first[0:20], 20), (1, 0, second[0:7], 7)],
+        [(1, 7, second[7:24], 17), (0, 20, first[20:21], 1)],
+        [(0, 21, [*first[21:23], *wrong[23:26]], 2), (1, 24, second[24:25], 1)],
+        [(0, 23, first[23:27], 4), (1, 25, second[25:30], 5)],
+        [(0, 27, first[27:45], 18)],
+    ):
+        yield (
+            [Segment(ids, start, tables[text], len(ids)) for text, start, ids, _ in pieces],
+            [(text, count) for text, _, _, count in pieces],
+        )
+
+
+def _texts(vocab: int) -> list[list[int]]:
+    return [_token_ids(vocab, length, seed=i) for i, length in enumerate(_LENGTHS)]
+
+
+def _token_ids(vocab: int, count: int, *, seed: int) -> list[int]:
+    ids: list[int] = torch.randint(vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return ids
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    spread = expected - expected.mean(dim=-1, keepdim=True)
+    return float((found - expected).norm() / spread.norm().clamp_min(1e-12))
