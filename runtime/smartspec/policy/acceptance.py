@@ -6,10 +6,11 @@ usual metric, is biased low in this formula). Evidence fades with the tokens gen
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from smartspec.policy.goodput import Ints
+from smartspec.policy.own_evidence import OwnEvidence
 from smartspec.policy.regression import Array
 from smartspec.policy.settings import AcceptancePrior
 from smartspec.policy.types import Proposer, RequestOutcome, Verifier
@@ -31,37 +32,21 @@ MATCH_WEIGHT = 12.0
 """Trials after which a class of matches trusts itself more than all matches together."""
 PAIR_HALF_LIFE = 1500.0
 """Tokens after which a pair's evidence counts half."""
-REQUEST_HALF_LIFE = 96.0
-"""Trials after which a request's own evidence counts half."""
 LEAST_WEIGHT = 16.0
 """Standing still, a pair's evidence at a position fades no further than this: its rate survives a long silence, and
 a few probes suffice to turn it."""
 MOST_PRIOR_TRIALS = 400.0
 """Trials handed in count as at most this many per position: they were made elsewhere."""
-BETWEEN_REQUESTS = 0.12
-"""Standard deviation of acceptance between requests, as believed before any has finished."""
-BETWEEN_FINISHED = 40.0
-"""The spread between requests is a mean over about this many finished ones."""
+
+_PAIR = {verifier: index for index, verifier in enumerate(VERIFIERS)}
+_CLASS = tuple(sum(length >= lower for lower in MATCH_LENGTHS[1:]) for length in range(MATCH_LENGTHS[-1] + 1))
 
 
 def row_of(proposer: Proposer, verifier: Verifier, match_tokens: int = 0) -> int:
     """Index of the table row that holds this pair's evidence: one per pair for drafts, one per class for lookup."""
-    pair = VERIFIERS.index(verifier)
     if proposer == "draft":
-        return pair
-    match_class = sum(match_tokens >= lower for lower in MATCH_LENGTHS[1:])
-    return NUM_PAIRS + pair * len(MATCH_LENGTHS) + match_class
-
-
-@dataclass(slots=True)
-class Own:
-    """One request's own evidence for one proposer: acceptances beyond what its pair predicted, and the trials; what
-    their sum would vary by chance alone; and the step it was last tried in."""
-
-    excess: float = 0.0
-    trials: float = 0.0
-    chance: float = 0.0
-    last_tried: int = -1
+        return _PAIR[verifier]
+    return NUM_PAIRS + _PAIR[verifier] * len(MATCH_LENGTHS) + _CLASS[min(match_tokens, MATCH_LENGTHS[-1])]
 
 
 class AcceptanceModel:
@@ -70,8 +55,7 @@ class AcceptanceModel:
     def __init__(self) -> None:
         self._accepted = np.zeros((NUM_ROWS, MAX_POSITIONS))
         self._trials = np.zeros((NUM_ROWS, MAX_POSITIONS))
-        self._own: dict[tuple[str, Proposer], Own] = {}
-        self._between = BETWEEN_REQUESTS**2
+        self._own = {proposer: OwnEvidence() for proposer in PROPOSERS}
         self.step = 0
         self._rates = self._estimate()
 
@@ -82,26 +66,23 @@ class AcceptanceModel:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of acceptance between requests."""
-        return float(self._between**0.5)
+        """Standard deviation of a draft's acceptance between requests."""
+        return self._own["draft"].spread
 
     def pooled(self, rows: Sequence[int], depth: int) -> Array:
         """Survival [row, depth] by one acceptance rate per proposer and verifier, as the paper has it."""
         kept, tried = _pool(self._accepted).sum(axis=1), _pool(self._trials).sum(axis=1)
         rate = (kept + UNKNOWN_WEIGHT * UNKNOWN_RATE) / (tried + UNKNOWN_WEIGHT)
         pairs = [row if row < NUM_PAIRS else NUM_PAIRS + (row - NUM_PAIRS) // len(MATCH_LENGTHS) for row in rows]
-        survival: Array = rate[pairs][:, None] ** np.arange(1, depth + 1)
+        survival: Array = np.power(rate[pairs][:, None], np.arange(1.0, depth + 1.0))
         return survival
 
     def survival(self, rows: Sequence[int], requests: Sequence[str], proposer: Proposer, depth: int) -> Array:
         """Probability [request, position] that a request's first tokens up to that position are all kept."""
-        get, between = self._own.get, self._between
-        owns = [get((request, proposer)) for request in requests]
-        # Empirical Bayes: the more requests differ beyond chance, the sooner each one trusts itself.
-        weight = 0.2 / between
-        shift = np.array([own.excess / (own.trials + weight) if own else 0.0 for own in owns])
+        shift = self._own[proposer].shift(requests)
         rates = self._rates[np.asarray(rows, dtype=np.intp), :depth] + shift[:, None]
-        return np.cumprod(np.minimum(np.maximum(rates, 0.0), 1.0), axis=1)
+        survival: Array = np.cumprod(np.minimum(np.maximum(rates, 0.0), 1.0), axis=1)
+        return survival
 
     def mean_survival(self, verifiers: Sequence[Verifier], depth: int, *, below: float = 0.0) -> Array:
         """Survival [depth] of a drafted token, averaged over *verifiers*, for a request that fares worse than its
@@ -118,39 +99,38 @@ class AcceptanceModel:
         keep = np.where(fades, np.maximum(fade, LEAST_WEIGHT / np.maximum(self._trials, LEAST_WEIGHT)), 1.0)
         self._accepted *= keep
         self._trials *= keep
-        for outcome in outcomes:
-            self._learn(outcome)
+        tried = [outcome for outcome in outcomes if outcome.num_drafted > 0]
+        for proposer in PROPOSERS:
+            self._learn(proposer, [outcome for outcome in tried if outcome.proposer == proposer])
         self._rates = self._estimate()
 
-    def _learn(self, outcome: RequestOutcome) -> None:
-        accepted = min(outcome.num_accepted, outcome.num_drafted, MAX_POSITIONS)
-        trials = min(accepted + 1, outcome.num_drafted, MAX_POSITIONS)
-        if trials <= 0:
+    def _learn(self, proposer: Proposer, outcomes: list[RequestOutcome]) -> None:
+        if not outcomes:
             return
-        row = row_of(outcome.proposer, outcome.verifier, outcome.lookup_match_tokens)
-        expected = self._rates[row, :trials].tolist()
-        own = self._own.setdefault((outcome.request_id, outcome.proposer), Own())
-        fade = 0.5 ** (trials / REQUEST_HALF_LIFE)
-        own.excess = own.excess * fade + accepted - sum(expected)
-        own.trials = own.trials * fade + trials
-        own.chance = own.chance * fade * fade + sum(rate * (1.0 - rate) for rate in expected)
-        own.last_tried = self.step
-        self._trials[row, :trials] += 1.0
-        self._accepted[row, :accepted] += 1.0
+        rows = np.array([row_of(proposer, o.verifier, o.lookup_match_tokens) for o in outcomes], dtype=np.intp)
+        drafted = np.minimum(np.array([o.num_drafted for o in outcomes]), MAX_POSITIONS)
+        accepted = np.minimum(np.array([o.num_accepted for o in outcomes]), drafted)
+        # The first rejection is the last trial: what would have come after it was never put to the test.
+        trials = np.minimum(accepted + 1, drafted)
+        rates = self._rates[rows, : int(drafted.max())]
+        was_tried = np.arange(rates.shape[1]) < trials[:, None]
+        expected, chance = (np.where(was_tried, values, 0.0).sum(axis=1) for values in (rates, rates * (1.0 - rates)))
+        requests = [o.request_id for o in outcomes]
+        own = self._own[proposer]
+        own.learn(requests, trials, accepted, expected, chance)
+        own.mark(requests, self.step)
+        self._trials += _reached(rows, trials)
+        self._accepted += _reached(rows, accepted)
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request's own evidence, learning from it how much requests differ."""
-        for proposer in PROPOSERS:
-            own = self._own.pop((request_id, proposer), None)
-            if own and own.trials >= 8.0:
-                beyond = (own.excess**2 - own.chance) / own.trials**2
-                between = self._between + (beyond - self._between) / BETWEEN_FINISHED
-                self._between = min(max(between, 0.05**2), 0.25**2)
+        for own in self._own.values():
+            own.forget(request_id)
 
-    def last_tried(self, request_id: str, proposer: Proposer) -> int:
-        """The step in which *proposer* was last tried for a request, -1 where it never was."""
-        own = self._own.get((request_id, proposer))
-        return own.last_tried if own else -1
+    def steps_since_tried(self, requests: Sequence[str], proposer: Proposer) -> Ints:
+        """How many steps ago *proposer* was last tried for each request [R]; very many where it never was."""
+        last = self._own[proposer].last_tried(requests)
+        return np.where(last < 0, np.iinfo(np.intp).max, self.step - last)
 
     def _estimate(self) -> Array:
         """Rates [row, position]: each position shrunk to the one before, each class of matches to all matches."""
@@ -221,3 +201,11 @@ def _pool(counts: Array) -> Array:
     """Counts [pair, position], the classes of matches summed: drafts' verifiers first, then lookup's."""
     lookups = counts[NUM_PAIRS:].reshape(NUM_PAIRS, len(MATCH_LENGTHS), -1).sum(axis=1)
     return np.concatenate((counts[:NUM_PAIRS], lookups))
+
+
+def _reached(rows: Ints, lengths: Ints) -> Array:
+    """How many outcomes of each table row were at least as long as each position [row, position]."""
+    width = MAX_POSITIONS + 1
+    counts = np.bincount(rows * width + lengths, minlength=NUM_ROWS * width).reshape(NUM_ROWS, width)
+    longer: Array = counts[:, :0:-1].cumsum(axis=1)[:, ::-1].astype(np.float64)
+    return longer

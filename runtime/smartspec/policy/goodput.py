@@ -10,7 +10,7 @@ the parametric order for unequal marginal costs, after Dinkelbach, are this proj
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from smartspec.policy.regression import Array
 
 Ints = NDArray[np.intp]
 Curve = Callable[[NDArray[Any]], Array]
+
+_Choice = TypeVar("_Choice", "Plan", "_Point")
 
 FORCED = 1e6
 """Score that puts a node its request insists on before every other."""
@@ -77,13 +79,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Candidate nodes, flat and sorted by worth: gain, request, position (from 1), whether from the draft."""
+    """Candidate nodes [N], flat and sorted by worth: what each brings, what its request keeps without it, whose it is,
+    and its depth in the draft (0: copied by lookup). The first `num_forced` are insisted upon."""
 
     gain: Array
+    before: Array
     request: Ints
-    position: Ints
-    from_draft: NDArray[np.bool_]
+    draft_depth: Ints
     num_forced: int
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The best number of nodes within one greatest depth: which they are, and what comes of them."""
+
+    taken: Ints
+    tokens: float
+    seconds: float
+    goodput: float
+    tpot_seconds: float
+    uses_draft: bool
 
 
 def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float = 0.0, drafting: bool = True) -> Plan:
@@ -111,7 +126,7 @@ def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float = 0.0
     return leave if leave.goodput > stay.goodput * (1.0 + margin) else stay
 
 
-def _best(plans: list[Plan], target: float | None) -> Plan | None:
+def _best(plans: list[_Choice], target: float | None) -> _Choice | None:
     """The plan of greatest goodput within the target, or the one nearest to it when none is."""
     if not plans:
         return None
@@ -137,122 +152,112 @@ def _assignments(problem: Problem, costs: Costs, rate: float) -> list[NDArray[np
     return [by_value, can_draft, can_draft & ~can_copy]
 
 
-def _sorted_nodes(problem: Problem, costs: Costs, assigned: NDArray[np.bool_], rate: float) -> _Nodes:
-    gains = np.where(assigned[:, None], problem.draft, problem.lookup)
+def _sorted_nodes(problem: Problem, costs: Costs, gains: Array, assigned: NDArray[np.bool_], rate: float) -> _Nodes:
     num_requests, depth = gains.shape
     position = np.arange(1, depth + 1, dtype=np.intp)
-    worth = gains.copy()
-    extra = rate * costs.draft_context * problem.context + 0.0
-    worth -= np.where(assigned, extra, 0.0)[:, None]
+    worth = gains - TIE * position
+    if costs.draft_context > 0.0:
+        worth -= np.where(assigned, rate * costs.draft_context * problem.context, 0.0)[:, None]
     lag = problem.first_rows - 1.0
-    if (lag > 1.0).any():
+    if lag.max() > 1.0:
         span = np.array([1.0, 1.0 + float(lag.max())])
-        row_seconds = float(np.diff(costs.draft(span))[0]) / max(span[1] - 1.0, 1.0)
+        row_seconds = float(np.diff(costs.draft(span))[0]) / (span[1] - 1.0)
         worth[:, 0] -= np.where(assigned, rate * row_seconds * lag, 0.0)
         # A first node dearer than those behind it: they are worth taking together or not at all, so the first ones
         # share their mean worth (the concave hull of the chain's value).
         means = np.cumsum(worth, axis=1) / position
-        block = np.argmax(means, axis=1)
-        shared = position[None, :] <= block[:, None] + 1
-        worth = np.where(shared, means[np.arange(num_requests), block][:, None], worth)
-    forced = problem.forced
-    insisted = position[None, :] <= forced[:, None]
-    allowed = (gains > 0) & ((forced < 0)[:, None] | insisted)
-    worth = np.where(insisted, FORCED - position, worth - TIE * position)
+        block = means.argmax(axis=1)
+        shared = means[np.arange(num_requests), block][:, None] - TIE * position
+        worth = np.where(position <= block[:, None] + 1, shared, worth)
+    allowed = gains > 0.0
+    num_forced = 0
+    if (problem.forced >= 0).any():
+        insisted = position <= problem.forced[:, None]
+        worth = np.where(insisted, FORCED - position, worth)
+        num_forced = int(np.count_nonzero(insisted & allowed))
+        allowed &= (problem.forced < 0)[:, None] | insisted
     flat = np.flatnonzero(allowed)
     order = flat[np.argsort(-worth.ravel()[flat])]
     request = order // depth
+    before = 1.0 + np.cumsum(gains, axis=1) - gains
     return _Nodes(
         gain=gains.ravel()[order],
+        before=before.ravel()[order],
         request=request,
-        position=order % depth + 1,
-        from_draft=assigned[request],
-        num_forced=int(np.count_nonzero(insisted & allowed)),
+        draft_depth=np.where(assigned[request], order - request * depth + 1, 0),
+        num_forced=num_forced,
     )
 
 
 def _scan(problem: Problem, costs: Costs, assigned: NDArray[np.bool_], rate: float) -> list[Plan]:
-    """The best plan without and with the draft for one assignment of proposers."""
-    nodes = _sorted_nodes(problem, costs, assigned, rate)
-    num_requests = len(assigned)
-    total = min(len(nodes.gain), problem.max_nodes)
-    target_seconds = costs.target(np.arange(total + 1))
-    draft_depth = np.where(nodes.from_draft, nodes.position, 0)
-    extra = _draft_seconds(problem, costs, nodes, draft_depth)
-    deepest = int(draft_depth.max(initial=0))
-    forced_depth = int(draft_depth[: nodes.num_forced].max(initial=0))
-    plans: list[Plan] = []
-    for limit in range(forced_depth, deepest + 1):
-        kept = slice(None) if limit == deepest else np.flatnonzero(draft_depth <= limit)
-        gain = nodes.gain[kept][:total]
-        size = len(gain)
-        tokens, seconds = np.empty(size + 1), np.empty(size + 1)
-        tokens[0], seconds[0] = num_requests, 0.0
-        np.cumsum(gain, out=tokens[1:])
-        tokens[1:] += num_requests
-        np.cumsum(extra[kept][:total], out=seconds[1:])
-        seconds += target_seconds[: size + 1]
-        goodput = tokens / np.maximum(seconds - costs.sunk, 1e-9)
-        first = min(nodes.num_forced, size)
+    """The best plans without and with the draft, for one assignment of proposers."""
+    gains = np.where(assigned[:, None], problem.draft, problem.lookup)
+    nodes = _sorted_nodes(problem, costs, gains, assigned, rate)
+    most = min(len(nodes.gain), problem.max_nodes)
+    target_seconds = costs.target(np.arange(most + 1))
+    draft_seconds = _draft_seconds(problem, costs, nodes)
+    least = int(nodes.draft_depth[: nodes.num_forced].max(initial=0))
+    deepest = int(nodes.draft_depth.max(initial=0))
+    points: list[_Point] = []
+    for limit in range(least, deepest + 1):
+        kept = np.flatnonzero(nodes.draft_depth <= limit)[:most]
+        seconds, tokens = target_seconds[: len(kept) + 1].copy(), np.empty(len(kept) + 1)
+        tokens[0] = len(assigned)
+        np.cumsum(nodes.gain[kept], out=tokens[1:])
+        tokens[1:] += len(assigned)
+        if limit:
+            seconds[1:] += np.cumsum(draft_seconds[kept])
+        goodput = tokens / (seconds - costs.sunk)
+        first = min(nodes.num_forced, len(kept))
         if problem.tpot_target_seconds is None:
-            worst = None
-            choice = first + int(goodput[first:].argmax())
+            best, worst = first + int(goodput[first:].argmax()), 0.0
         else:
-            worst = seconds / _least_tokens(nodes, kept, size, num_requests)
-            within = worst[first:] <= problem.tpot_target_seconds
-            ranked = np.where(within, goodput[first:], 0.0) if within.any() else -worst[first:]
-            choice = first + int(ranked.argmax())
-        taken = np.arange(len(nodes.gain))[kept][:choice]
-        num_tokens = np.bincount(nodes.request[taken], minlength=num_requests)
-        plans.append(
-            Plan(
-                num_tokens=num_tokens,
-                uses_draft=assigned & (num_tokens > 0),
-                tokens=float(tokens[choice]),
-                seconds=float(seconds[choice]),
-                goodput=float(goodput[choice]),
-                tpot_seconds=float(worst[choice]) if worst is not None else 0.0,
-            )
+            tpot = seconds / _least_tokens(gains, assigned, nodes, kept, limit)
+            fits = tpot[first:] <= problem.tpot_target_seconds
+            score = np.where(fits, goodput[first:], 0.0) if fits.any() else -tpot[first:]
+            best = first + int(score.argmax())
+            worst = float(tpot[best])
+        uses_draft = bool(nodes.draft_depth[kept[:best]].any())
+        points.append(
+            _Point(kept[:best], float(tokens[best]), float(seconds[best]), float(goodput[best]), worst, uses_draft)
         )
-    return plans
+    chosen = (_best([p for p in points if p.uses_draft is kind], problem.tpot_target_seconds) for kind in (False, True))
+    return [_plan_at(point, nodes, assigned) for point in chosen if point is not None]
 
 
-def _draft_seconds(problem: Problem, costs: Costs, nodes: _Nodes, draft_depth: Ints) -> Array:
+def _plan_at(point: _Point, nodes: _Nodes, assigned: NDArray[np.bool_]) -> Plan:
+    num_tokens = np.bincount(nodes.request[point.taken], minlength=len(assigned))
+    uses_draft = assigned & (num_tokens > 0)
+    return Plan(num_tokens, uses_draft, point.tokens, point.seconds, point.goodput, point.tpot_seconds)
+
+
+def _draft_seconds(problem: Problem, costs: Costs, nodes: _Nodes) -> Array:
     """What each sorted node adds to the draft's forwards [N]. A node's share depends on how many of the same depth
     come before it, and on nothing else, so it is the same for every greatest depth that includes it."""
-    extra = np.zeros(len(nodes.gain))
-    if not nodes.from_draft.any():
-        return extra
-    by_rank = np.diff(costs.draft(np.arange(problem.draft.shape[0] + 1)))
-    for depth in range(1, int(draft_depth.max()) + 1):
-        where = np.flatnonzero(draft_depth == depth)
-        if depth == 1:
-            rows = np.concatenate(([0.0], np.cumsum(problem.first_rows[nodes.request[where]])))
-            extra[where] = np.diff(costs.draft(rows))
-        else:
-            extra[where] = by_rank[: len(where)]
-    if costs.draft_context > 0:
-        extra += np.where(nodes.from_draft, costs.draft_context * problem.context[nodes.request], 0.0)
+    depths = nodes.draft_depth
+    counts = np.bincount(depths, minlength=2)
+    if counts[0] == len(depths):
+        return np.zeros(len(depths))
+    by_depth = np.argsort(depths.astype(np.int8), kind="stable")  # small integers: a radix sort
+    rank = np.arange(len(depths)) - np.repeat(np.cumsum(counts) - counts, counts)
+    values = np.diff(costs.draft(np.arange(problem.draft.shape[0] + 1)))[np.minimum(rank, problem.draft.shape[0] - 1)]
+    values[: counts[0]] = 0.0
+    firsts = slice(counts[0], counts[0] + counts[1])
+    rows = np.concatenate(([0.0], np.cumsum(problem.first_rows[nodes.request[by_depth[firsts]]])))
+    values[firsts] = np.diff(costs.draft(rows))
+    extra = np.empty(len(depths))
+    extra[by_depth] = values
+    if costs.draft_context > 0.0:
+        extra += np.where(depths > 0, costs.draft_context * problem.context[nodes.request], 0.0)
     return extra
 
 
-def _least_tokens(nodes: _Nodes, kept: slice | Ints, size: int, num_requests: int) -> Array:
-    """Expected tokens of the request that keeps fewest, for each number of nodes taken [size + 1]."""
-    request, gain = nodes.request[kept][:size], nodes.gain[kept][:size]
-    order = np.argsort(request, kind="stable")
-    by_request, gains = request[order], gain[order]
-    starts = np.flatnonzero(np.r_[True, by_request[1:] != by_request[:-1]]) if size else np.empty(0, dtype=np.intp)
-    sums = np.cumsum(gains)
-    base = np.repeat(np.r_[0.0, sums][starts], np.diff(np.r_[starts, size])) if size else sums
-    after = 1.0 + sums - base
-    # A request keeps `before` tokens until the node at `order` is taken; after its last node it stays where it is.
-    until = np.full(size + 1, np.inf)
-    np.minimum.at(until, order, after - gains)
-    lasting = np.inf
-    if size:
-        ends = np.r_[starts[1:], size] - 1
-        lasting = float(after[ends].min())
-    if len(starts) < num_requests:
-        lasting = min(lasting, 1.0)
-    until[size] = min(until[size], lasting)
-    return np.minimum.accumulate(until[::-1])[::-1]
+def _least_tokens(gains: Array, assigned: NDArray[np.bool_], nodes: _Nodes, kept: Ints, limit: int) -> Array:
+    """Expected tokens of the request that keeps fewest, for each number of nodes taken of those *kept*."""
+    drafted = gains[:, :limit].sum(axis=1)
+    final = 1.0 + float(np.where(assigned, drafted, gains.sum(axis=1)).min())
+    # A request keeps `before` tokens until its next node is taken, and what it has in the end from its last one on.
+    # Later values of one request only exceed earlier ones, so the minimum over all that is yet to come is the answer.
+    until = np.append(nodes.before[kept], final)
+    least: Array = np.minimum.accumulate(until[::-1])[::-1]
+    return least

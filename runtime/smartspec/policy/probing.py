@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smartspec.policy.acceptance import AcceptanceModel
+from smartspec.policy.acceptance import PROPOSERS, AcceptanceModel
 from smartspec.policy.goodput import Costs, Plan, Problem
 from smartspec.policy.types import Candidate
 from smartspec.policy.uniform import draft_seconds, evaluate
@@ -81,28 +81,24 @@ class Prober:
         silent = np.flatnonzero((problem.forced < 0) & (plan.num_tokens == 0) & (can_draft | can_copy))
         if not len(silent) or self.credit_seconds <= 0.0:
             return None
-        ages: list[tuple[int, float, int, bool]] = []
-        for index in silent.tolist():
-            name = candidates[index].request_id
-            drafted, copied = (acceptance.last_tried(name, proposer) for proposer in ("draft", "lookup"))
-            from_draft = bool(can_draft[index]) and (not can_copy[index] or drafted <= copied)
-            last = drafted if from_draft else copied
-            if last < 0 or acceptance.step - last >= STALE_STEPS:
-                ages.append((last, float(candidates[index].draft_lag_tokens or 0), index, from_draft))
-        if not ages:
-            return None
+        names = [candidates[index].request_id for index in silent.tolist()]
+        drafted, copied = (acceptance.steps_since_tried(names, proposer) for proposer in PROPOSERS)
+        from_draft = can_draft[silent] & (~can_copy[silent] | (drafted >= copied))
+        age = np.where(from_draft, drafted, copied)
+        lag = np.array([float(c.draft_lag_tokens or 1) for c in candidates])
         # In turn by age, which is fair, and by what the draft must catch up with, which is cheap.
-        ages.sort(key=(lambda a: (a[0], a[1])) if self.num_probes % 2 else (lambda a: (a[1], a[0])))
-        chosen = ages[: max(1, len(candidates) // GROUP)]
+        keys = (lag[silent], -age) if self.num_probes % 2 else (-age, lag[silent])
+        order = [i for i in np.lexsort(keys).tolist() if age[i] >= STALE_STEPS][: max(1, len(candidates) // GROUP)]
+        if not order:
+            return None
         num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
         depth = DEPTH if not plan.num_tokens.any() else 1
-        for _, _, index, from_draft in chosen:
-            chances = problem.draft[index] if from_draft else problem.lookup[index]
+        for index, drafts in zip(silent[order].tolist(), from_draft[order].tolist(), strict=True):
+            chances = problem.draft[index] if drafts else problem.lookup[index]
             num_tokens[index] = min(depth, int(np.count_nonzero(chances)))
-            uses_draft[index] = from_draft
+            uses_draft[index] = drafts
         if num_tokens.sum() > problem.max_nodes:
             return None
-        lag = np.array([float(c.draft_lag_tokens or 1) for c in candidates])
         tried = evaluate(problem, costs, num_tokens, uses_draft)
         # What the draft must catch up with is an investment to a plan, but to a probe it is a price, paid in full.
         lengths = np.where(uses_draft, num_tokens, 0)

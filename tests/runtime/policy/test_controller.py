@@ -1,6 +1,7 @@
 """The policy through its seam: decide, observe, forget, hand on."""
 
 import pytest
+
 from smartspec.policy.controller import SpeculationPolicy
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.types import BatchState, Candidate
