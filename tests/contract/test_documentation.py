@@ -1,0 +1,29 @@
+"""The pages for users name what the code has, all of it and nothing else."""
+
+import re
+from pathlib import Path
+
+from smartspec import metrics
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_metric_is_documented_with_its_meaning() -> None:
+    """The table of metrics is the contract of `smartspec.metrics`, row by row."""
+    text = (DOCS / "runtime.md").read_text()
+    documented = re.findall(r"^\| `((?:vllm:|smartspec_)\w+)` \| (\w+) \| .*? \| (.+) \|$", text, flags=re.MULTILINE)
+    declared = [
+        (metric.name, metric.kind, metric.help.replace("|", "&#124;"))
+        for metric in vars(metrics).values()
+        if isinstance(metric, metrics.Metric)
+    ]
+    assert documented == declared
+
+
+def test_every_condition_of_the_operator_is_explained() -> None:
+    """The troubleshooting table has a row for each condition a SmartSpec can show."""
+    source = (DOCS.parent / "operator/smartspec_operator/conditions.py").read_text()
+    text = (DOCS / "operator.md").read_text()
+    conditions = set(re.findall(r'Condition\(\s*"(\w+)"', source))
+    assert len(conditions) >= 8
+    assert {name for name in conditions if f"`{name}`" not in text} <= {"Available"}
