@@ -47,11 +47,11 @@ def violations(name: str, spec: Spec, running_source: str | None = None) -> list
             "spec.storage.cache: sizeLimit and claimName exclude each other",
         ),
         (
-            not OUR_VOLUMES & {volume["name"] for volume in template.volumes},
+            not OUR_VOLUMES & {volume.get("name") for volume in template.volumes},
             "spec.template.volumes: the names cache, tmp and policy are taken",
         ),
         (
-            not OUR_VARIABLES & {variable["name"] for variable in template.env},
+            not OUR_VARIABLES & {variable.get("name") for variable in template.env},
             "spec.template.env: keys come from spec.server.apiKeySecretRef and adminKeySecretRef",
         ),
     ]
