@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import prometheus_client
-
 from smartspec import arguments
 from smartspec.async_engine import AsyncEngine
 from smartspec.config import ConfigError, RuntimeConfig
@@ -60,7 +58,6 @@ def _complain(error: Exception, status: int) -> int:
 
 async def _serve(config: RuntimeConfig, settings: PolicySettings) -> int:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once."""
-    prometheus_client.disable_created_metrics()  # a time of creation per counter would double the exposition
     stop = asyncio.Event()
 
     def stop_or_exit(number: int) -> None:

@@ -16,6 +16,7 @@ async def read_metrics(engine: FakeEngine, *bodies: dict[str, object]) -> dict[s
             assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             text = await response.text()
     samples = {}
+    assert "_created" not in text
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
