@@ -118,7 +118,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--drain-timeout", type=_seconds, default=server.drain_timeout_seconds, metavar="SECONDS",
-        help="longest wait for running requests after SIGTERM",
+        help="longest wait for running requests, after the lame-duck time",
     )  # fmt: skip
     group.add_argument(
         "--lame-duck", type=_seconds, default=server.lame_duck_seconds, metavar="SECONDS",

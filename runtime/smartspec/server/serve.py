@@ -54,7 +54,7 @@ async def serve(
         lifecycle.engine_started(started)
         _log_ready(started.info, clock() - began)
         await stop.wait()
-        return await _drain(lifecycle, server.drain_timeout_seconds)
+        return await _drain(lifecycle, server.lame_duck_seconds + server.drain_timeout_seconds)
 
 
 async def _listen(owned: AsyncExitStack, app: web.Application, host: str, port: int) -> str:

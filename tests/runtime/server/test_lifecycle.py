@@ -78,7 +78,7 @@ async def test_stop_finishes_what_runs_and_refuses_what_comes() -> None:
 async def test_lame_duck_still_serves_and_closes_connections() -> None:
     """Between unready and refusing, requests are served, and their connections end with the answer."""
     engine = FakeEngine()
-    async with serving(engine, lame_duck_seconds=0.3) as server:
+    async with serving(engine, lame_duck_seconds=0.3, drain_timeout_seconds=0.1) as server:
         server.stop.set()
         await server.wait_unready()
         for stream in (False, True):
