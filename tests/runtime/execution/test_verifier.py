@@ -145,6 +145,16 @@ def test_rejection_keeps_a_draft_that_equals_the_target() -> None:
     assert {r.num_accepted for r in results} == {4}
 
 
+def test_a_bonus_token_is_drawn_by_the_noise_of_its_own_position() -> None:
+    """After two accepted tokens it is the token that coupled sampling would draw two positions on."""
+    logits = TARGET.table[:3]
+    for seed in range(20):
+        sure = VerificationRow(SamplingParams(), seed, 4, 0, "rejection", Proposal.chain((1, 2)), torch.zeros(2, VOCAB))
+        plain = VerificationRow(SamplingParams(), seed, 6, 2, "coupled")
+        (bonus,), (alone,) = verify(logits, [sure]), verify(logits[2:], [plain])
+        assert bonus.token_ids == (1, 2, *alone.token_ids)
+
+
 def test_rejection_never_keeps_what_the_target_rules_out() -> None:
     """A token outside the target's top-k is rejected, and recovered from inside it."""
     logits = TARGET.table[:2]
