@@ -74,14 +74,13 @@ class AcceptanceModel:
         kept, tried = _pool(self._accepted).sum(axis=1), _pool(self._trials).sum(axis=1)
         rate = (kept + UNKNOWN_WEIGHT * UNKNOWN_RATE) / (tried + UNKNOWN_WEIGHT)
         pairs = [row if row < NUM_PAIRS else NUM_PAIRS + (row - NUM_PAIRS) // len(MATCH_LENGTHS) for row in rows]
-        survival: Array = np.power(rate[pairs][:, None], np.arange(1.0, depth + 1.0))
-        return survival
+        return np.asarray(rate[pairs][:, None] ** np.arange(1, depth + 1), dtype=np.float64)
 
     def survival(self, rows: Sequence[int], requests: Sequence[str], proposer: Proposer, depth: int) -> Array:
         """Probability [request, position] that a request's first tokens up to that position are all kept."""
         shift = self._own[proposer].shift(requests)
         rates = self._rates[np.asarray(rows, dtype=np.intp), :depth] + shift[:, None]
-        survival: Array = np.cumprod(np.minimum(np.maximum(rates, 0.0), 1.0), axis=1)
+        survival: Array = np.minimum(np.maximum(rates, 0.0), 1.0).cumprod(axis=1)
         return survival
 
     def mean_survival(self, verifiers: Sequence[Verifier], depth: int, *, below: float = 0.0) -> Array:

@@ -57,6 +57,10 @@ class SpeculationPolicy:
             self._acceptance.adopt(priors.acceptance)
             if priors.latency is not None:
                 self._latency.adopt(priors.latency)
+        if settings.policy == "batch" and not self._line.num_steps:
+            learned = self._latency.line()
+            if learned is not None:
+                self._line.adopt(learned)
 
     def decide(self, batch: BatchState) -> Decision:
         """What each request should speculate in the coming step."""

@@ -26,16 +26,21 @@ DRAFT_SLOPES = {"context": 3e-5}
 HOST_SLOPES = {"requests": 0.05, "tokens": 0.02}
 """What a unit of each may plausibly cost, in units of the part's smallest step."""
 TOKEN_BELIEVED, TOKEN_THINKABLE = 0.008, 0.03
+NEIGHBOURS = 0.8
+"""How much slopes of neighbouring segments are believed to be alike."""
 
 
 @dataclass(frozen=True)
 class Part:
     """One part of a step: its terms' names, and in units of the time of its smallest step the coefficients believed
-    before anything was measured (optimistic: what seems cheap is tried, and so is learned) and those thinkable."""
+    before anything was measured (optimistic: what seems cheap is tried, and so is learned) and those thinkable.
+    `kinship` correlates what is not known of them: slopes of neighbouring segments are likely alike, so that a curve
+    goes on beyond its last measured size as it went up to it."""
 
     names: tuple[str, ...]
     believed: Array
     thinkable: Array
+    kinship: Array
 
     @classmethod
     def of(cls, prefix: str, first: str, slopes: dict[str, float], knots: tuple[int, ...] = ()) -> "Part":
@@ -43,7 +48,10 @@ class Part:
         names = (first, *(f"tokens_from_{knot}" for knot in knots), *slopes)
         believed = [1.0] + [TOKEN_BELIEVED] * len(knots) + [0.0] * len(slopes)
         thinkable = [1.0] + [TOKEN_THINKABLE] * len(knots) + list(slopes.values())
-        return cls(tuple(f"{prefix}.{name}" for name in names), np.array(believed), np.array(thinkable))
+        kinship = np.eye(len(names))
+        segments = np.arange(len(knots))
+        kinship[1 : 1 + len(knots), 1 : 1 + len(knots)] = NEIGHBOURS ** np.abs(segments[:, None] - segments)
+        return cls(tuple(f"{prefix}.{name}" for name in names), np.array(believed), np.array(thinkable), kinship)
 
 
 @dataclass(frozen=True)

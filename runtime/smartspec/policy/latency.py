@@ -25,6 +25,8 @@ BETWEEN_REPLICAS = 0.1
 """Relative standard deviation between replicas of one key, as a whole and per coefficient."""
 DRAFT_SHARE = 0.1
 """What a draft forward is believed to cost, in target forwards, before one was measured."""
+LARGE_STEP = 512
+"""Tokens up to which a line is fitted to the curve."""
 ERROR_STEPS = 50
 """The published error is a mean over about this many steps."""
 
@@ -122,6 +124,22 @@ class LatencyModel:
             known = {name: value for name, value in known.items() if not name.startswith("draft.")}
         return LatencyPrior(coefficients=known, weight=self.num_steps, relative_error=self.error)
 
+    def line(self) -> LatencyPrior | None:
+        """The same with straight lines for curves, fitted over the sizes steps mostly have: for `Regressors(LINE)`."""
+        prior = self.prior()
+        if prior is None:
+            return None
+        sizes = np.array([size for size in self._regressors.knots if size <= LARGE_STEP], dtype=np.float64)
+        known = {name: value for name, value in prior.coefficients.items() if "tokens_from" not in name}
+        for prefix, first, model in (("target", "step", self._target), ("draft", "forward", self._draft)):
+            if f"{prefix}.{first}" in known:
+                slopes = model.mean[1 : 1 + len(self._regressors.knots)]
+                seconds = self._regressors.curve_seconds(sizes, float(model.mean[0]), slopes)
+                slope, start = np.polyfit(sizes - 1.0, seconds, 1)
+                known[f"{prefix}.{first}"] = max(float(start), 0.0)
+                known[f"{prefix}.tokens_from_1"] = max(float(slope), 0.0)
+        return LatencyPrior(known, prior.weight, prior.relative_error)
+
     def adopt(self, prior: LatencyPrior) -> None:
         """Take *prior* in: as the whole truth where nothing was measured here, else where it knows better. Names
         that this model does not have are ignored, and those that the prior lacks are left as they are."""
@@ -156,7 +174,7 @@ class LatencyModel:
 
 
 def _unmeasured(part: Part, unit_seconds: float) -> NonNegativeFilter:
-    return NonNegativeFilter(unit_seconds * part.believed, unit_seconds * part.thinkable)
+    return NonNegativeFilter(unit_seconds * part.believed, unit_seconds * part.thinkable, part.kinship)
 
 
 def model_of(prior: LatencyPrior) -> LatencyModel:

@@ -19,14 +19,17 @@ SHARE = 0.005
 """Regret allowed, as a share of step time."""
 POOR_SHARE = 0.02
 """The same while the time model errs badly."""
-MOST_CREDIT_SECONDS = 0.5
-"""Unspent regret does not pile up beyond this, so that no burst of probes follows a quiet time."""
+CREDIT_STEPS = 3.0
+"""Regret is paid for in advance up to this many mean steps: what a cold start may spend, and the most that a quiet
+time saves up."""
 DEPTH = 2
 """Tokens a probe speculates for a request while nobody speculates; one while others do."""
 GROUP = 8
 """One in so many requests is probed at once: forwards are dear, rows are cheap."""
 SIGMAS = 2.0
 """A plain step is tried while it might be the better one within this many standard deviations of its predicted time."""
+MEAN_STEPS = 100.0
+"""Steps that the mean step time is taken over."""
 STALE_STEPS = 24
 """A request is probed when it was not tried for this many steps."""
 
@@ -38,11 +41,16 @@ class Prober:
         self.credit_seconds = 0.0
         self.regret_seconds = 0.0
         self.num_probes = 0
+        self._mean_step_seconds = 0.0
 
     def earn(self, seconds: float, *, poor: bool) -> None:
         """Book a step's time; *poor* says that the time model errs badly."""
+        if not self._mean_step_seconds:
+            self._mean_step_seconds = seconds
+            self.credit_seconds = CREDIT_STEPS * seconds
+        self._mean_step_seconds += (seconds - self._mean_step_seconds) / MEAN_STEPS
         share = POOR_SHARE if poor else SHARE
-        self.credit_seconds = min(self.credit_seconds + share * seconds, MOST_CREDIT_SECONDS)
+        self.credit_seconds = min(self.credit_seconds + share * seconds, CREDIT_STEPS * self._mean_step_seconds)
 
     def report(self) -> dict[str, float]:
         """Counts and seconds for `explain`."""
@@ -65,6 +73,8 @@ class Prober:
     ) -> Plan | None:
         """A plan to run instead of *plan* for what it teaches, or None. *plain_uncertainty* is the standard deviation
         of the predicted seconds of a step without speculation."""
+        if not self._mean_step_seconds:
+            return None
         free = problem.forced < 0
         if (plan.num_tokens[free] > 0).any():
             plain = evaluate(problem, costs, np.where(free, 0, plan.num_tokens), plan.uses_draft)
@@ -112,7 +122,7 @@ class Prober:
         """Whether the regret of *tried* is paid for; books it if so."""
         regret = max(0.0, (tried.seconds - plan.seconds) - (tried.tokens - plan.tokens) / max(plan.goodput, 1e-9))
         # A regret beyond all credit would never be paid for: full credit buys it, and the debt delays the next one.
-        if self.credit_seconds < min(regret, MOST_CREDIT_SECONDS):
+        if self.credit_seconds < min(regret, CREDIT_STEPS * self._mean_step_seconds):
             return False
         self.credit_seconds -= regret
         self.regret_seconds += regret

@@ -30,12 +30,14 @@ class NonNegativeFilter:
     """Coefficients `mean` [d] (seconds per unit, >= 0) with `covariance` [d, d], updated by one observation at a time.
 
     `scale` [d] is what a coefficient of unknown value may plausibly amount to: it lets one that stands at zero rise.
+    `kinship` [d, d] correlates what is unknown of each (1 on the diagonal): kin are believed to be alike.
     """
 
-    def __init__(self, mean: Array, scale: Array) -> None:
+    def __init__(self, mean: Array, scale: Array, kinship: Array) -> None:
         self.mean = mean.copy()
         self._scale = scale.copy()
-        self.covariance = spread(self.mean, self._scale, WIDEST_TOGETHER, WIDEST_APART)
+        self._kinship = kinship
+        self.covariance = self._spread(self.mean, WIDEST_TOGETHER, WIDEST_APART)
         self.noise = 0.1
         self._streak = 0
 
@@ -60,7 +62,7 @@ class NonNegativeFilter:
             sign = 1 if residual > 0 else -1
             self._streak = self._streak + sign if self._streak * sign >= 0 else sign
             if abs(self._streak) >= SHIFT_STEPS:
-                self._widen(features, residual, expected)
+                self._widen(residual, expected)
                 along = self.covariance @ features
                 variance = float(features @ along) + noise * noise
             else:
@@ -79,12 +81,12 @@ class NonNegativeFilter:
     def seed(self, mean: Array, doubt: float) -> None:
         """Start from *mean*, believed to the relative standard deviation *doubt*, together and apart."""
         self.mean = np.maximum(mean, 0.0)
-        self.covariance = spread(self.mean, self._scale, doubt, doubt)
+        self.covariance = self._spread(self.mean, doubt, doubt)
 
     def blend(self, mean: Array, doubt: float) -> None:
         """Move towards *mean* where it is known better than here; certainty is left as it was, because the same
         evidence may be handed in again and again."""
-        other = spread(mean, self._scale, doubt, doubt)
+        other = self._spread(mean, doubt, doubt)
         self.mean += self.covariance @ np.linalg.solve(self.covariance + other, mean - self.mean)
         self._keep_non_negative()
 
@@ -94,21 +96,24 @@ class NonNegativeFilter:
         self._scale *= factor
         self.covariance *= factor * factor
 
+    def _spread(self, mean: Array, together: float, apart: float) -> Array:
+        """Covariance [d, d] of coefficients known to these relative standard deviations, moving together and apart."""
+        alone = apart * (mean + self._scale)
+        covariance: Array = together**2 * np.outer(mean, mean) + np.outer(alone, alone) * self._kinship
+        return covariance
+
     def _drift(self) -> None:
-        self.covariance += DRIFT_TOGETHER**2 * np.outer(self.mean, self.mean)
-        diagonal = self.covariance.diagonal() + (DRIFT_APART * (self.mean + self._scale)) ** 2
+        self.covariance += self._spread(self.mean, DRIFT_TOGETHER, DRIFT_APART)
+        diagonal = self.covariance.diagonal()
         widest = (WIDEST_TOGETHER * self.mean) ** 2 + (WIDEST_APART * (self.mean + self._scale)) ** 2
         if (diagonal > widest).any():
             shrink = np.minimum(1.0, np.sqrt(widest / diagonal))
             self.covariance *= np.outer(shrink, shrink)
-            diagonal = np.minimum(diagonal, widest)
-        np.fill_diagonal(self.covariance, diagonal)
 
-    def _widen(self, features: Array, residual: float, expected: float) -> None:
+    def _widen(self, residual: float, expected: float) -> None:
         """Admit that everything may have changed by as much as was just seen."""
         change = min(abs(residual) / expected, 10.0)
-        self.covariance += change**2 * np.outer(self.mean, self.mean)
-        self.covariance += np.diag((0.3 * change * (self.mean + self._scale)) ** 2)
+        self.covariance += self._spread(self.mean, change, 0.3 * change)
 
     def _keep_non_negative(self) -> None:
         """Project onto coefficients >= 0 in the covariance's own metric: what one may not take, its correlates do."""
@@ -120,10 +125,3 @@ class NonNegativeFilter:
             self.mean -= column * (self.mean[lowest] / max(column[lowest], 1e-30))
             self.mean[lowest] = 0.0
         np.maximum(self.mean, 0.0, out=self.mean)
-
-
-def spread(mean: Array, scale: Array, together: float, apart: float) -> Array:
-    """Covariance [d, d] of coefficients known to these relative standard deviations, moving together and apart."""
-    covariance: Array = together**2 * np.outer(mean, mean)
-    covariance += np.diag((apart * (mean + scale)) ** 2)
-    return covariance
