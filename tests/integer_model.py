@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smartspec.policy.settings import PolicySettings, Priors
-from smartspec.policy.types import BatchState, Choice, Decision, Proposer, StepFeatures, StepOutcome, StepSeconds
+from smartspec.policy.types import (
+    BatchState,
+    Choice,
+    Decision,
+    Limits,
+    Proposer,
+    StepFeatures,
+    StepOutcome,
+    StepSeconds,
+)
 from smartspec.scheduling.output import ModelRunnerOutput, SampledTokens, ScheduledRequest, SchedulerOutput
 
 VOCAB_SIZE = 20
@@ -131,14 +140,6 @@ class IntegerRunner:
         return ModelRunnerOutput(sampled, progress, features, StepSeconds(0.0, 0.0, 0.0))
 
 
-@dataclass(frozen=True)
-class NoLimits:
-    """Limits as the policy gives them."""
-
-    max_running_requests: int | None = None
-    max_prefill_tokens: int | None = None
-
-
 @dataclass
 class RandomPolicy:
     """Chooses any k from any proposer, or always *fixed_k* from *proposer*."""
@@ -146,7 +147,7 @@ class RandomPolicy:
     seed: int = 0
     fixed_k: int | None = None
     proposer: Proposer | None = None
-    bounds: NoLimits = NoLimits()
+    bounds: Limits = Limits()
     settings: PolicySettings = PolicySettings()
     observed: list[StepOutcome] = field(default_factory=list)
     states: list[BatchState] = field(default_factory=list)
@@ -155,7 +156,7 @@ class RandomPolicy:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
 
-    def limits(self, batch: BatchState) -> NoLimits:
+    def limits(self, batch: BatchState) -> Limits:
         """As given."""
         return self.bounds
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from smartspec.config import SchedulerConfig
 from smartspec.policy.settings import PolicySettings
-from smartspec.policy.types import BatchState, Decision, Proposer, StepOutcome
+from smartspec.policy.types import BatchState, Decision, Limits, Proposer, StepOutcome
 from smartspec.scheduling.accounting import StepTally
 from smartspec.scheduling.admission import check_fits
 from smartspec.scheduling.block_pool import BlockPool
@@ -21,18 +21,6 @@ from smartspec.scheduling.speculation import Grant, SpeculationRoom
 from smartspec.scheduling.stopping import finish_reason_at
 
 
-class StepLimits(Protocol):
-    """Tighter bounds than the configured ones, or None for no bound."""
-
-    @property
-    def max_running_requests(self) -> int | None:
-        """How many requests may run at once."""
-
-    @property
-    def max_prefill_tokens(self) -> int | None:
-        """How many prompt tokens may join a step that also decodes."""
-
-
 class Policy(Protocol):
     """What the scheduler asks of `smartspec.policy.controller.SpeculationPolicy`."""
 
@@ -40,7 +28,7 @@ class Policy(Protocol):
     def settings(self) -> PolicySettings:
         """The settings in force."""
 
-    def limits(self, batch: BatchState) -> StepLimits:
+    def limits(self, batch: BatchState) -> Limits:
         """Bounds for the coming step."""
 
     def decide(self, batch: BatchState) -> Decision:
@@ -172,7 +160,7 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _schedule_prefills(
-        self, budget: int, limits: StepLimits, *, decodes: bool, admits: bool
+        self, budget: int, limits: Limits, *, decodes: bool, admits: bool
     ) -> tuple[list[tuple[Request, int]], tuple[str, ...]]:
         """Chunks of prompts for this step, and who left the queue for the first time.
 
@@ -206,7 +194,7 @@ class Scheduler:
             budget -= num
         return chunks, tuple(first)
 
-    def _max_running(self, limits: StepLimits) -> int:
+    def _max_running(self, limits: Limits) -> int:
         """How many requests may run: the tightest of configuration, settings and policy, but always one."""
         bounds = (limits.max_running_requests, self._policy.settings.max_running_requests)
         return max(1, min([self.config.max_num_seqs, *(bound for bound in bounds if bound is not None)]))

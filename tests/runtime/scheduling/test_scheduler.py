@@ -4,18 +4,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integer_model import IntegerProposer, IntegerRunner, NoLimits, RandomPolicy, generate
+from integer_model import IntegerProposer, IntegerRunner, RandomPolicy, generate
 from smartspec.config import SchedulerConfig
 from smartspec.engine import Engine
-from smartspec.policy.settings import PolicySettings
+from smartspec.policy.controller import SpeculationPolicy
+from smartspec.policy.settings import PolicyName, PolicySettings
+from smartspec.policy.types import Limits
 from smartspec.scheduling.client import InvalidRequestError
 from smartspec.scheduling.output import SchedulerOutput
 from smartspec.scheduling.request import Request, SamplingParams, SpeculationParams
-from smartspec.scheduling.scheduler import Scheduler
+from smartspec.scheduling.scheduler import Policy, Scheduler
 
 
 def make_engine(
-    policy: RandomPolicy | None = None,
+    policy: Policy | None = None,
     *,
     num_blocks: int = 64,
     block_size: int = 4,
@@ -109,6 +111,30 @@ def test_text_is_the_models_under_any_schedule(
         assert text == expected[: len(text)]
         assert len(text) == len(expected) or (seed % 3 == 0 and i in aborted)
     assert sorted(policy.forgotten) == sorted(str(i) for i in range(len(prompts)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    prompts=prompts,
+    name=st.sampled_from(["request", "batch", "fixed", "off"]),
+    num_blocks=st.integers(20, 64),
+    max_num_batched_tokens=st.integers(8, 64),
+    tpot_target=st.sampled_from([None, 0.001, 10.0]),
+)
+def test_the_real_policy_keeps_to_what_is_offered(
+    prompts: list[list[int]],
+    name: PolicyName,
+    num_blocks: int,
+    max_num_batched_tokens: int,
+    tpot_target: float | None,
+) -> None:
+    """Whatever the policy that ships chooses, texts are the model's and steps stay within their budget."""
+    policy = SpeculationPolicy(PolicySettings(policy=name, tpot_target_seconds=tpot_target), key="integers")
+    engine = make_engine(policy, num_blocks=num_blocks, max_num_batched_tokens=max_num_batched_tokens)
+    for i, prompt in enumerate(prompts):
+        engine.scheduler.add(make_request(str(i), prompt, 20))
+    assert run(engine) == {str(i): generate(prompt, 20) for i, prompt in enumerate(prompts)}
+    assert all(0 < step.num_tokens <= max_num_batched_tokens for step in steps_of(engine))
 
 
 def steps_of(engine: Engine[dict[str, tuple[int, ...]]]) -> list[SchedulerOutput]:
@@ -308,13 +334,13 @@ def test_finish_truncates_and_frees() -> None:
 
 def test_limits_bound_admission_and_prefill() -> None:
     """The policy's limits and its settings hold back newcomers and their prompts, never those who run."""
-    policy = RandomPolicy(fixed_k=0, bounds=NoLimits(max_running_requests=2, max_prefill_tokens=3))
+    policy = RandomPolicy(fixed_k=0, bounds=Limits(max_running_requests=2, max_prefill_tokens=3))
     engine = make_engine(policy)
     for name in ("a", "b", "c"):
         engine.scheduler.add(make_request(name, [1] * 10, 30))
     engine.step()
     assert [len(s.token_ids) for s in steps_of(engine)[0].scheduled] == [10, 10]
-    policy.bounds = NoLimits(max_prefill_tokens=3)
+    policy.bounds = Limits(max_prefill_tokens=3)
     engine.step()
     assert [len(s.token_ids) for s in steps_of(engine)[1].scheduled] == [1, 1, 3]
     policy.settings = PolicySettings(max_running_requests=1)
