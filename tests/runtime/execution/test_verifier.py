@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from markov import MarkovModel, ToyRequest, generate
+from smartspec.execution.proposers import Drafts
 from smartspec.execution.verifier import VerificationRow, residual_log_probs, verify
 from smartspec.policy.types import Verifier
-from smartspec.scheduling.output import Proposal
+from smartspec.scheduling.output import Proposal, SchedulerOutput
 from smartspec.scheduling.request import SamplingParams
 
 VOCAB = 50
@@ -25,9 +26,15 @@ def peaks(*tokens: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(tokens), VOCAB).float() * 5
 
 
-def row(proposal: tuple[int, ...] = (), *, sampling: SamplingParams = GREEDY, verifier: Verifier = "greedy", **more):  # type: ignore[no-untyped-def]
+def row(
+    proposal: tuple[int, ...] = (),
+    *,
+    sampling: SamplingParams = GREEDY,
+    verifier: Verifier = "greedy",
+    draft_probs: Tensor | None = None,
+) -> VerificationRow:
     """A request at position 4 that proposed these tokens."""
-    return VerificationRow(sampling, 1, 4, 0, verifier, Proposal.chain(proposal) if proposal else None, **more)
+    return VerificationRow(sampling, 1, 4, 0, verifier, Proposal.chain(proposal) if proposal else None, draft_probs)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +124,19 @@ def test_coupled_text_depends_on_seed_alone(
 
 def test_coupled_drafts_are_often_right() -> None:
     """Sharing the target's noise pays: far more is accepted than by chance."""
-    requests = [ToyRequest(seed, SamplingParams(), "coupled", lengths=(1,)) for seed in range(400)]
     accepted = 0
 
-    def count(plan, drafts):  # type: ignore[no-untyped-def]
+    def count(plan: SchedulerOutput, drafts: Drafts) -> Drafts:
         nonlocal accepted
-        for r in plan.scheduled:
-            (result,) = verify(
-                TARGET.table[[0, drafts.proposals[r.request_id].token_ids[0]]],
-                [VerificationRow(r.sampling, r.noise_seed, 1, 0, "coupled", drafts.proposals[r.request_id])],
-            )
-            accepted += result.num_accepted
+        rows = [
+            VerificationRow(SamplingParams(), r.noise_seed, 1, 0, "coupled", drafts.proposals[r.request_id])
+            for r in plan.scheduled
+        ]
+        inputs = [token for r in rows if r.proposal for token in (0, *r.proposal.token_ids)]
+        accepted = sum(result.num_accepted for result in verify(TARGET.table[inputs], rows))
         return drafts
 
+    requests = [ToyRequest(seed, SamplingParams(), "coupled", lengths=(1,)) for seed in range(400)]
     generate(TARGET, DRAFT, requests, 1, tamper=count)
     assert accepted / 400 > 0.5
 
