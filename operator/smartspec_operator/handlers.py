@@ -67,6 +67,8 @@ def settings() -> kopf.OperatorSettings:
     found.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
     found.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
     found.posting.enabled = False
+    # Ours is one known resource: nothing else need be listed, and no rights for it be given.
+    found.scanning.disabled = True
     return found
 
 

@@ -55,10 +55,10 @@ class Api:
         version, items = found.get("apiVersion", ""), found.get("items", [])
         return [{"apiVersion": version, "kind": kind, **item} for item in items]
 
-    async def apply(self, manifest: Manifest) -> Manifest:
+    async def apply(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
         """Server-side apply under our one field manager; fields that others took are taken back."""
         metadata = manifest["metadata"]
-        query = urlencode({"fieldManager": FIELD_MANAGER, "force": "true"})
+        query = urlencode({"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {}))
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
         return await self._request("PATCH", f"{path}?{query}", manifest, APPLY) or {}
 
@@ -103,7 +103,7 @@ def _path(kind: str, namespace: str | None, name: str = "") -> str:
 class KubernetesCluster:
     """What outlives a tick: which objects are known to agree with what was applied, and the Secrets read lately.
 
-    Only a cache: a new process applies every child once, which changes nothing that agrees already.
+    Only a cache: a new process tries every child once, and finds that they agree already.
     """
 
     def __init__(self, api: Api, namespace: str | None) -> None:
@@ -140,7 +140,10 @@ class KubernetesCluster:
         found = await self.api.get(*key)
         if found is not None and controller_of(found) != controller_of(manifest):
             raise NotOursError(f"{key[0]} {key[2]} exists and is not controlled by this SmartSpec")
-        applied = await self.api.apply(manifest)
+        # An apply that changes nothing may still be a write (of who manages which field): ask before it.
+        applied = await self.api.apply(manifest, dry_run=True) if found is not None else None
+        if applied is None or found is None or _substance(applied) != _substance(found):
+            applied = await self.api.apply(manifest)
         self._agreed[key] = (wish, _substance(applied))
         if manifest["kind"] == "Secret":
             self._secrets[key[1], key[2]] = (time.monotonic(), applied)

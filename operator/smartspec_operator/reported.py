@@ -90,5 +90,5 @@ def as_manifest(status: Status) -> dict[str, Any]:
 
 def _known(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _known(inner) for key, inner in value.items() if inner is not None}
+        return {key: _known(inner) for key, inner in value.items() if inner is not None and inner != ""}
     return [_known(inner) for inner in value] if isinstance(value, list | tuple) else value
