@@ -84,9 +84,7 @@ def pending(name: str, *, age: float = 10.0, problem: str | None = None) -> Repl
 
 def seen(*replicas: Replica, deployed: int | None = None, **more: Any) -> Observation:
     """An observation of *replicas*, as many as are deployed unless said otherwise."""
-    return Observation(
-        replicas=replicas, deployed_replicas=len(replicas) if deployed is None else deployed, **more
-    )
+    return Observation(replicas=replicas, deployed_replicas=len(replicas) if deployed is None else deployed, **more)
 
 
 def history(*records: ScalingRecord, settings: PolicySettings | None = None, **more: Any) -> History:
