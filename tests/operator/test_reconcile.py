@@ -1,0 +1,203 @@
+"""The story as a whole, over a cluster and replicas in memory: what is written, in which order, and what is not."""
+
+import asyncio
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from fleets import NOW, load
+from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import PolicySettings, decode_settings
+from smartspec_operator.observe import read_pod
+from smartspec_operator.reconcile import reconcile
+from smartspec_operator.reported import Status
+from smartspec_operator.resource import POLICY_FILE, InvalidSpecError, Manifest, SmartSpec, parse
+from smartspec_operator.world import Due, Failure, Pod, Problem, Timing
+
+
+class MemoryCluster:
+    """A `Cluster` in memory; `applied` are the kinds in the order in which they were written."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.applied: list[str] = []
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object."""
+        return self.objects.get((kind, name))
+
+    async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
+        """All of a kind."""
+        return [live for (of, _), live in self.objects.items() if of == kind]
+
+    async def apply(self, manifest: Manifest) -> None:
+        """Keep it, encoded as the API server does it for Secrets; nothing when it is so already."""
+        live = dict(manifest)
+        if "stringData" in live:
+            text = live.pop("stringData")
+            live["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in text.items()}
+        key = (live["kind"], live["metadata"]["name"])
+        if self.objects.get(key) != live:
+            self.objects[key] = live
+            self.applied.append(live["kind"])
+
+    def add_pod(self, name: str, *, ready: bool = True) -> None:
+        """A pod as the controllers make it."""
+        self.objects["Pod", name] = {
+            "metadata": {"name": name, "creationTimestamp": "2026-03-01T11:00:00Z"},
+            "spec": {"containers": [{"ports": [{"name": "admin", "containerPort": 8001}]}]},
+            "status": {"podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": str(ready)}]},
+        }
+
+
+class MemoryReplicas:
+    """A `Replicas` in memory: each pod's report, and what it was told."""
+
+    def __init__(self, **reports: LoadReport | Failure) -> None:
+        self.reports = reports
+        self.pushed: list[tuple[str, PolicySettings]] = []
+        self.drained: list[str] = []
+
+    async def load(self, owner: SmartSpec, pod: Pod) -> LoadReport | Failure:
+        """The report."""
+        return self.reports[pod.name]
+
+    async def push(self, owner: SmartSpec, pod: Pod, settings: PolicySettings) -> Failure | None:
+        """Take the policy."""
+        self.pushed.append((pod.name, settings))
+        return None
+
+    async def drain(self, owner: SmartSpec, pod: Pod) -> Failure | None:
+        """Drain."""
+        self.drained.append(pod.name)
+        return None
+
+
+def run(cluster: MemoryCluster, fleet: MemoryReplicas | None = None, /, **spec: Any) -> Status:
+    """One reconcile of a resource with *spec*."""
+    body = {
+        "metadata": {"name": "demo", "uid": "u", "generation": 1},
+        "spec": {"model": {"source": "org/model"}, **spec},
+    }
+    made = reconcile(
+        parse(body), cluster, fleet or MemoryReplicas(), now=NOW, image="runtime:1", new_key=lambda: "k" * 40,
+        timing=Timing(), due=Due(),
+    )  # fmt: skip
+    return asyncio.run(made)
+
+
+def test_a_first_reconcile_makes_every_child_in_order() -> None:
+    """The key comes first, because pods name its version; what pods mount comes before them."""
+    cluster = MemoryCluster()
+    run(cluster)
+    assert cluster.applied == ["Secret", "ConfigMap", "Service", "Deployment"]
+    deployment = cluster.objects["Deployment", "demo"]
+    assert "smartspec.io/admin-key-version" in deployment["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_a_second_reconcile_writes_nothing() -> None:
+    """Level, not edge: the same world and spec give the same manifests."""
+    cluster = MemoryCluster()
+    run(cluster)
+    cluster.applied.clear()
+    run(cluster)
+    assert cluster.applied == []
+
+
+def test_a_key_of_ones_own_is_not_generated() -> None:
+    """A Secret that is referred to but missing is waited for, never made."""
+    cluster = MemoryCluster()
+    run(cluster, server={"adminKeySecretRef": {"name": "mine", "key": "k"}})
+    assert "Secret" not in cluster.applied
+
+
+def test_an_invalid_spec_writes_nothing() -> None:
+    """Not even a child that would be right: half-built is worse than told."""
+    cluster = MemoryCluster()
+    with pytest.raises(InvalidSpecError, match=r"spec\.speculation\.draft"):
+        run(cluster, speculation={"method": "DraftModel"})
+    assert cluster.applied == []
+
+
+def test_the_policy_goes_to_whoever_runs_an_older_one() -> None:
+    """Those that have it are left alone, those that do not answer are not waited for."""
+    cluster = MemoryCluster()
+    run(cluster, replicas=3)
+    for name in ("old", "new", "silent"):
+        cluster.add_pod(name)
+    replicas = MemoryReplicas(old=load(generation=0), new=load(generation=1), silent=Failure("timeout"))
+    run(cluster, replicas, replicas=3)
+    kept = decode_settings(cluster.objects["ConfigMap", "demo-policy"]["data"][POLICY_FILE])
+    assert [(name, settings.generation) for name, settings in replicas.pushed] == [("old", kept.generation)]
+
+
+def test_victims_are_marked_and_drained_once() -> None:
+    """Fewer replicas: the idle one drains, its pod is marked, and the Deployment waits for it."""
+    cluster = MemoryCluster()
+    run(cluster, replicas=2)
+    for name in ("busy", "idle"):
+        cluster.add_pod(name)
+    replicas = MemoryReplicas(busy=load(num_requests_running=3), idle=load())
+    run(cluster, replicas, replicas=1)
+    assert replicas.drained == ["idle"]
+    assert cluster.objects["Deployment", "demo"]["spec"]["replicas"] == 2
+    replicas = MemoryReplicas(busy=load(num_requests_running=3), idle=load(state="draining"))
+    cluster.add_pod("idle", ready=False)
+    run(cluster, replicas, replicas=1)
+    assert replicas.drained == []
+    assert cluster.objects["Deployment", "demo"]["spec"]["replicas"] == 1
+
+
+POD: dict[str, Any] = {
+    "metadata": {"name": "p", "creationTimestamp": "2026-03-01T11:00:00Z"},
+    "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 8000}]}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        ({}, None),
+        ({"containerStatuses": [{"state": {"running": {}}}]}, None),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None),
+        (
+            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]},
+            Problem("ImagePullBackOff", "no such image"),
+        ),
+        (
+            {
+                "containerStatuses": [
+                    {
+                        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                        "lastState": {"terminated": {"message": "error: no weights\n"}},
+                    }
+                ]
+            },
+            Problem("CrashLoopBackOff", "error: no weights"),
+        ),
+        (
+            {
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
+                ]
+            },
+            Problem("Unschedulable", "no GPU"),
+        ),
+    ],
+)
+def test_a_pods_problem_is_in_its_own_words(status: dict[str, Any], problem: Problem | None) -> None:
+    """What stands in the way is raised from the pod; what is merely on its way is none."""
+    assert read_pod({**POD, "status": status}).problem == problem
+
+
+@pytest.mark.parametrize(
+    ("address", "url"), [("10.0.0.1", "http://10.0.0.1:8001"), ("fd00::1", "http://[fd00::1]:8001")]
+)
+def test_a_pods_admin_port_is_the_declared_one(address: str, url: str) -> None:
+    """By the name of the container's port, in IPv4 and IPv6; none before there is an address."""
+    ports = [{"name": "http", "containerPort": 8000}, {"name": "admin", "containerPort": 8001}]
+    pod = {**POD, "spec": {"containers": [{"name": "sidecar"}, {"ports": ports}]}}
+    assert read_pod({**pod, "status": {"podIP": address}}).admin_url == url
+    assert read_pod(pod).admin_url is None

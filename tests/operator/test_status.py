@@ -1,0 +1,167 @@
+"""What is reported: numbers that rest at rest, conditions that move only when their status does, news for people."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleets import histogram, later, load, pending, policy, replica, seen, smartspec
+from smartspec_operator import status
+from smartspec_operator.reported import ScalingRecord, Status, as_manifest
+from smartspec_operator.resource import SmartSpec, parse, previous_status
+from smartspec_operator.world import Failure, Observation, ScalingDecision
+
+ONE = ScalingDecision(desired=1, replicas=1, active=False)
+SERVING = seen(replica("a", load(generation=1)))
+
+
+def report(
+    world: Observation, old: Status | None = None, *, after: float = 0.0, scale: ScalingDecision = ONE, **spec: Any
+) -> Status:
+    """The status of *world* after an *old* one."""
+    owner: SmartSpec = msgspec.structs.replace(smartspec(**spec), status=old or Status())
+    return status.compute(owner, world, policy(), scale, now=later(after))
+
+
+def condition(world: Observation, kind: str, **more: Any) -> tuple[str, str] | None:
+    """Status and reason of one condition; None where it is not set."""
+    found = report(world, **more).condition(kind)
+    return None if found is None else (found.status, found.reason)
+
+
+CASES: list[tuple[str, Observation, tuple[str, str] | None]] = [
+    ("Ready", SERVING, ("True", "Serving")),
+    ("Ready", seen(pending("a")), ("False", "NoReplicaReady")),
+    ("Ready", seen(pending("a", problem="ImagePullBackOff")), ("False", "ImagePullBackOff")),
+    ("Ready", seen(replica("a"), pending("b", problem="CrashLoopBackOff")), ("True", "Serving")),
+    ("Degraded", seen(replica("a"), pending("b", problem="CrashLoopBackOff")), ("True", "CrashLoopBackOff")),
+    ("Degraded", SERVING, ("False", "AsExpected")),
+    ("Progressing", SERVING, ("False", "Complete")),
+    ("Progressing", seen(pending("a")), ("True", "Starting")),
+    ("Progressing", replace(SERVING, rolling=True), ("True", "Rolling")),
+    ("MetricsAvailable", SERVING, ("True", "AllReplicasAnswer")),
+    ("MetricsAvailable", seen(replica("a", Failure("timeout"))), ("False", "NoReplicaAnswers")),
+    ("MetricsAvailable", seen(replica("a", load()), replica("b", Failure("x"))), ("False", "SomeReplicasSilent")),
+    ("MetricsAvailable", seen(pending("a")), None),
+    ("PolicyApplied", SERVING, ("True", "Applied")),
+    ("PolicyApplied", seen(replica("a", load(generation=0))), ("False", "Pending")),
+    ("PolicyApplied", seen(replica("a", Failure("timeout"))), None),
+    ("ScalingActive", SERVING, ("False", "AutoscalingAbsent")),
+]
+
+
+@pytest.mark.parametrize(("kind", "world", "expected"), CASES)
+def test_conditions(kind: str, world: Observation, expected: tuple[str, str] | None) -> None:
+    """Each condition says what it is about, and is absent rather than unknown."""
+    assert condition(world, kind) == expected
+
+
+def test_objectives_are_met_missed_or_not_spoken_of() -> None:
+    """`SLOMet` speaks only of an objective that was given, and only while requests finish."""
+    slo = {"slo": {"tpotSeconds": 0.05}}
+    fast, slow = (seen(replica("a", load(tpot=histogram(*[s] * 50), generation=1))) for s in (0.01, 0.2))
+    assert condition(fast, "SLOMet", **slo) == ("True", "Attained")
+    assert condition(slow, "SLOMet", **slo) == ("False", "Missed")
+    assert condition(SERVING, "SLOMet", **slo) is None
+    assert condition(fast, "SLOMet") is None
+
+
+def test_autoscaling_wins_and_says_so() -> None:
+    """Both set is no error."""
+    active = replace(ONE, active=True)
+    assert condition(SERVING, "ScalingActive", scale=active) == ("True", "Autoscaling")
+    both = {"replicas": 2, "autoscaling": {"maxReplicas": 3}}
+    assert condition(SERVING, "ScalingActive", scale=active, **both) == ("True", "AutoscalingWins")
+
+
+def test_transition_times_move_only_with_the_status() -> None:
+    """Another reason or message under the same status keeps the time; another status takes the new one."""
+    first = report(seen(pending("a")))
+    waiting = report(seen(pending("a", problem="Unschedulable")), first, after=60)
+    ready = report(SERVING, waiting, after=120)
+    times = [s.condition("Ready").last_transition_time for s in (first, waiting, ready)]  # type: ignore[union-attr]
+    assert times == ["2026-03-01T12:00:00Z", "2026-03-01T12:00:00Z", "2026-03-01T12:02:00Z"]
+
+
+def test_an_unchanged_world_gives_an_equal_status() -> None:
+    """Rest means no patch, however much later it is."""
+    first = report(SERVING)
+    assert report(SERVING, first, after=9999) == first
+
+
+@given(st.floats(50.0, 5000.0), st.floats(-0.09, 0.09))
+def test_noise_does_not_write(tokens: float, noise: float) -> None:
+    """A number of the load that moves by less than a tenth is reported as before."""
+    first = report(seen(replica("a", load(tokens_per_second=tokens, generation=1))))
+    assert first.load is not None
+    jittered = first.load.tokens_per_second * (1 + noise)
+    assert report(seen(replica("a", load(tokens_per_second=jittered, generation=1))), first).load == first.load
+
+
+def test_rest_is_told_at_once() -> None:
+    """Zero is never held back by what was before."""
+    busy = report(seen(replica("a", load(tokens_per_second=0.04, generation=1))))
+    idle = report(SERVING, busy)
+    assert idle.load is not None
+    assert idle.load.tokens_per_second == 0.0
+
+
+def test_what_nobody_reports_is_left_as_it_was() -> None:
+    """Missing is not zero: the last load stays while no replica answers."""
+    busy = report(seen(replica("a", load(tokens_per_second=300.0, generation=1))))
+    assert report(seen(replica("a", Failure("timeout"))), busy).load == busy.load
+
+
+def test_a_refused_spec_keeps_what_was_reported() -> None:
+    """Only `Ready` changes: what runs goes on running."""
+    first = report(SERVING)
+    refused = status.refused(first, "InvalidSpec", "spec.x: wrong", generation=4, now=later(5))
+    ready = refused.condition("Ready")
+    assert ready is not None
+    assert (ready.status, ready.reason, ready.observed_generation) == ("False", "InvalidSpec", 4)
+    assert refused.condition("Available") == first.condition("Available")
+    assert (refused.replicas, refused.url, refused.load) == (first.replicas, first.url, first.load)
+
+
+@pytest.mark.parametrize(
+    ("service", "url"),
+    [
+        ({"spec": {"ports": [{"name": "http", "port": 80}]}}, "http://demo.default.svc/v1"),
+        ({"spec": {"ports": [{"name": "http", "port": 8000}]}}, "http://demo.default.svc:8000/v1"),
+        (
+            {
+                "spec": {"ports": [{"name": "http", "port": 80}]},
+                "status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}},
+            },
+            "http://10.0.0.1/v1",
+        ),
+    ],
+)
+def test_the_url_is_what_clients_can_use(service: dict[str, Any], url: str) -> None:
+    """From outside where the Service has an address there, else inside the cluster."""
+    assert report(replace(SERVING, service=service)).url == url
+
+
+def test_news_are_what_turned() -> None:
+    """Readiness that turned, a problem, a decision: once each; nothing while all stays."""
+    record = ScalingRecord(time="2026-03-01T12:00:00Z", from_replicas=1, to_replicas=2, reason="Demand", message="m")
+    before = report(seen(pending("a")))
+    after = report(SERVING, before, scale=replace(ONE, history=(record,)))
+    assert [(n.type, n.reason) for n in status.news(Status(), before)] == [("Warning", "NoReplicaReady")]
+    assert [(n.type, n.reason) for n in status.news(before, after)] == [("Normal", "Serving"), ("Normal", "Scaled")]
+    assert status.news(after, after) == []
+    broken = report(seen(pending("a", problem="Unschedulable")), after)
+    assert [n.reason for n in status.news(after, broken)] == ["Unschedulable"]
+
+
+def test_a_status_survives_the_api() -> None:
+    """What is written is read back as the same value, after a restart too."""
+    record = ScalingRecord(time="2026-03-01T12:00:00Z", from_replicas=1, to_replicas=2, reason="Demand")
+    written = report(
+        seen(replica("a", load(tokens_per_second=123.4, generation=1))), scale=replace(ONE, history=(record,))
+    )
+    body = {"metadata": {"name": "demo"}, "spec": {"model": {"source": "m"}}, "status": as_manifest(written)}
+    assert previous_status(body) == parse(body).status == written
