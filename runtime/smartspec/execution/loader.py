@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from smartspec.config import ModelConfig, RuntimeConfig
 from smartspec.execution import checkpoint, memory, rope, self_check, threads, tokenizer
@@ -24,6 +25,10 @@ from smartspec.scheduling.client import Tokenizer
 log = logging.getLogger(__name__)
 
 Model = PagedModel | RecomputedModel
+
+_SMALL_PARAMETERS = 4_000_000
+"""A draft up to this size runs in float32 on a CPU: a bfloat16 product there has some 15 microseconds of its own, and a
+small model consists of little else."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class _Candidate:
     attention: Attention
     layers: list[LayerGeometry]
     row_multiple: int | None
+    is_target: bool
 
     def bytes_per_block(self, block_size: int) -> int:
         """What one block costs: keys and values, or the token ids of a model that is recomputed."""
@@ -67,6 +73,7 @@ class _Candidate:
                 block_size=block_size,
                 layers=self.layers,
                 row_multiple=self.row_multiple or 1,
+                hurries=not self.is_target,
             )
         return RecomputedModel(
             self.model, num_blocks=num_blocks, block_size=block_size, batches=self.attention == "padded"
@@ -76,6 +83,7 @@ class _Candidate:
 def load(config: RuntimeConfig) -> LoadedModel:
     """Load, check and lay out what *config* names. Raises ConfigError, which says what would be accepted."""
     began = time.perf_counter()
+    transformers_logging.disable_progress_bar()
     chosen = config.model
     device = checkpoint.choose_device(chosen.device)
     num_threads = threads.set_threads(config.num_threads)
@@ -129,11 +137,13 @@ def load(config: RuntimeConfig) -> LoadedModel:
 
 def _candidate(source: Source, config: Any, dtype: torch.dtype, device: torch.device, *, is_target: bool) -> _Candidate:
     model = checkpoint.read_model(source, config, dtype=dtype, device=device)
+    if not is_target and device.type == "cpu" and model.num_parameters(exclude_embeddings=True) <= _SMALL_PARAMETERS:
+        model.float()
     verdict = self_check.check(model)
     log.info("event=attention_checked model=%s attention=%s reason=%r", source.name, verdict.attention, verdict.reason)
     # What a draft computes decides how much is accepted, never what the text is: only the target's bits must hold.
     multiple = row_multiple(model) if is_target and device.type == "cpu" else None
-    return _Candidate(model, verdict.attention, verdict.layers, multiple)
+    return _Candidate(model, verdict.attention, verdict.layers, multiple, is_target)
 
 
 def _proposers(config: RuntimeConfig, target: _Candidate, draft: _Candidate | None) -> tuple[Proposer, ...]:

@@ -13,6 +13,9 @@ from smartspec.execution.kv_cache import allocate
 from smartspec.execution.ragged import RaggedBatch, pack
 from smartspec.execution.torch_attention import TorchAttention
 
+_SERIAL_WORK = 1 << 25
+"""Multiply-adds of a step below which threads cost more than they bring: about a millisecond of one core."""
+
 
 class AttentionBackend(Protocol):
     """Paged attention over the caches of all layers."""
@@ -30,6 +33,8 @@ class PagedModel:
     """*model* with keys and values in blocks. It is put on paged attention, in evaluation mode, and kept so.
 
     `row_multiple`: rows are padded to a multiple of it, for matrix products whose bits depend on the number of rows.
+    `hurries`: steps too small to be shared by threads run on one; their bits may then differ from larger steps', which
+    only a draft can afford.
     Raises UnsupportedModelError when transformers does not let the model's attention be replaced.
     """
 
@@ -41,14 +46,16 @@ class PagedModel:
         block_size: int,
         layers: Sequence[LayerGeometry] | None = None,
         row_multiple: int = 1,
+        hurries: bool = False,
     ) -> None:
         model.eval()
         use_paged_attention(model)
         self.model = model
         self.layers = list(layers if layers is not None else survey(model))
         self.num_blocks, self.block_size, self.row_multiple = num_blocks, block_size, row_multiple
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self.device = model.device
+        self._work_per_row = sum(p.numel() for p in model.parameters()) if hurries and self.device.type == "cpu" else 0
         caches = allocate(self.layers, num_blocks=num_blocks, block_size=block_size, device=self.device)
         kinds = {layer.dtype for layer in self.layers}
         compiled = self.device.type == "cpu" and kinds in ({torch.float32}, {torch.bfloat16})
@@ -73,8 +80,16 @@ class PagedModel:
         """float32 logits [sum(num_logits), vocab], rows in segment order; keys and values of all rows are stored."""
         batch = pack(segments, self.block_size, row_multiple=self.row_multiple)
         self.attention.begin(batch)
+        if 0 < self._work_per_row * len(batch.input_ids) <= _SERIAL_WORK and (threads := torch.get_num_threads()) > 1:
+            torch.set_num_threads(1)
+            try:
+                return self._run(batch)
+            finally:
+                torch.set_num_threads(threads)
+        return self._run(batch)
+
+    def _run(self, batch: RaggedBatch) -> torch.Tensor:
         self._next_layer = 0
-        num_logits = len(batch.logit_rows)
         with answering(self):
             logits: torch.Tensor = self.model(
                 input_ids=torch.from_numpy(batch.input_ids)[None].to(self.device),
@@ -82,7 +97,7 @@ class PagedModel:
                 use_cache=False,
                 logits_to_keep=self._kept(batch),
             ).logits
-        return logits[0, :num_logits].float()
+        return logits[0, : len(batch.logit_rows)].float()
 
     def _kept(self, batch: RaggedBatch) -> torch.Tensor:
         rows = batch.logit_rows

@@ -26,7 +26,7 @@ class RecomputedModel:
     def __init__(self, model: PreTrainedModel, *, num_blocks: int, block_size: int, batches: bool) -> None:
         self.model = model.eval()
         self.num_blocks, self.block_size = num_blocks, block_size
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self.device = model.device
         self._batches = batches
         self._tokens = np.zeros((num_blocks, block_size), dtype=np.int64)

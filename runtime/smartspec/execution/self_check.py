@@ -17,6 +17,7 @@ from smartspec.execution import twin
 from smartspec.execution.attention import LayerGeometry, UnsupportedModelError, survey, use_paged_attention
 from smartspec.execution.batch import Segment
 from smartspec.execution.paged_model import PagedModel
+from smartspec.execution.recomputed_model import RecomputedModel
 
 Attention = Literal["paged", "padded", "stateful"]
 
@@ -52,9 +53,13 @@ class Verdict:
 
 def check(model: PreTrainedModel) -> Verdict:
     """Try *model*, left on paged attention if it passes and on eager attention otherwise."""
-    verdict = _check(model)
-    if verdict.attention != "paged":
-        model.set_attn_implementation("eager")
+    expected = _expected(model)
+    verdict = _check(model, expected)
+    if verdict.attention == "paged":
+        return verdict
+    model.set_attn_implementation("eager")
+    if verdict.attention == "padded" and not _passes(_padded_error(model, expected), model.dtype):
+        return Verdict("stateful", f"{verdict.reason}; and padding shows in the rows of others")
     return verdict
 
 
@@ -83,8 +88,7 @@ def is_invariant(model: _Model) -> bool:
     return True
 
 
-def _check(model: PreTrainedModel) -> Verdict:
-    expected = _expected(model)
+def _check(model: PreTrainedModel, expected: list[torch.Tensor]) -> Verdict:
     try:
         use_paged_attention(model)
         layers = survey(model)
@@ -128,7 +132,7 @@ def _passes(error: float, dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def _expected(model: PreTrainedModel) -> list[torch.Tensor]:
     """Logits of each trial request alone, as transformers computes them."""
-    vocab = int(model.get_output_embeddings().weight.shape[0])
+    vocab: int = model.config.get_text_config(decoder=True).vocab_size
     texts = [torch.tensor([ids], device=model.device) for ids in _texts(vocab)]
     return [model(input_ids=text, use_cache=False).logits[0].float() for text in texts]
 
@@ -151,6 +155,14 @@ def _paged_error(
             wanted.append(expected[text][segment.start : segment.start + count])
             begin += segment.num_logits
     return _relative(torch.cat(found), torch.cat(wanted))
+
+
+def _padded_error(model: PreTrainedModel, expected: list[torch.Tensor]) -> float:
+    """Relative error of both texts recomputed in one padded batch."""
+    padded = RecomputedModel(model, num_blocks=_NUM_BLOCKS, block_size=_BLOCK_SIZE, batches=True)
+    tables = (range(3), range(3, 5))
+    segments = [Segment(ids, 0, t, len(ids)) for ids, t in zip(_texts(padded.vocab_size), tables, strict=True)]
+    return _relative(padded.forward(segments), torch.cat(expected))
 
 
 def _steps(texts: list[list[int]]) -> Iterator[tuple[list[Segment], list[tuple[int, int]]]]:
