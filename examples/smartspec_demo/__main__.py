@@ -20,7 +20,7 @@ from yarl import URL
 
 from smartspec_demo.load import Clients, read_prompts
 from smartspec_demo.monitor import Monitor
-from smartspec_demo.scenario import Course, Scenario, Script
+from smartspec_demo.scenario import Course, DemoError, Scenario, Script
 from smartspec_demo.summary import summarize, verdicts
 from smartspec_demo.table import view
 
@@ -30,17 +30,15 @@ STOP_SECONDS = 30.0
 TITLE = "SmartSpec: the stdlib pair, inflated to 193 M parameters, under a changing load"
 
 
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why."""
-
-
 @asynccontextmanager
 async def operator(resource: Path, folder: Path) -> AsyncIterator[Process]:
     """`smartspec-operator local` on *resource*, its status and log in *folder*; stopped, with all replicas, at exit."""
     command = [
+        sys.executable, "-m", "smartspec_operator.local_child", str(os.getpid()),  # dies with the demo, however it ends
         sys.executable, "-m", "smartspec_operator", "local", str(resource),
         "--port", "0", "--status-file", str(folder / "status.json"), "--folder", str(folder / "local"),
     ]  # fmt: skip
+    (folder / "status.json").unlink(missing_ok=True)  # what an earlier run left would be taken for this one's
     with (folder / "operator.log").open("wb") as log:
         # A group of its own: Ctrl-C reaches the demo alone, which stops the operator when its requests are done.
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, start_new_session=True)
@@ -61,8 +59,11 @@ async def started(process: Process, monitor: Monitor, folder: Path) -> URL:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.returncode is None:
         status = monitor.status()
-        if any(pod["ready"] for pod in status.get("pods", ())):
+        pods = status.get("pods", ())
+        if any(pod["ready"] for pod in pods):
             return URL(status["url"])
+        if hopeless := [pod["state"] for pod in pods if pod["restarts"] > 1]:
+            raise DemoError(f"the first replica does not start: {hopeless[0]}")
         await asyncio.sleep(0.2)
     last = (folder / "operator.log").read_text(errors="replace").strip().splitlines()[-3:]
     raise DemoError("no replica became ready; the operator said:\n  " + "\n  ".join(last or ["nothing"]))
@@ -71,6 +72,10 @@ async def started(process: Process, monitor: Monitor, folder: Path) -> URL:
 async def play(resource: Path, prompts: list[str], folder: Path, script: Script, console: Console) -> dict[str, Any]:
     """Play *script* and write the summary and the picture into *folder*; returns the summary."""
     began = time.monotonic()
+    playing = asyncio.current_task()
+    assert playing is not None
+    # A polite end (`timeout`, a CI runner) leaves no server behind: as Ctrl-C, which asyncio turns into the same.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, playing.cancel)
 
     def clock() -> float:
         return time.monotonic() - began
@@ -137,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (DemoError, OSError) as error:
         console.print(f"error: {error}", style="red", highlight=False)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return report(console, summary, told.out)
 

@@ -75,8 +75,9 @@ def draw(
 
 
 def _latency(axes: Axes, samples: Sequence[Sample]) -> None:
+    answered = [sample for sample in samples if sample.tokens]
     for mode, color in COLORS.items():
-        ours = [sample for sample in samples if sample.mode == mode and sample.tokens]
+        ours = [sample for sample in answered if sample.mode == mode]
         axes.scatter(
             [sample.started + sample.latency for sample in ours],
             [1000 * sample.latency / sample.tokens for sample in ours],
@@ -86,14 +87,14 @@ def _latency(axes: Axes, samples: Sequence[Sample]) -> None:
             linewidths=0,
             label=NAMES[mode],
         )
-    if samples:
+    if answered:
         axes.set_yscale("log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis(ScalarFormatter())
     axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_ylabel("ms per token")
     axes.set_title("Latency of each request, end to end, per token", pad=20)
-    if samples:
+    if answered:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=3, handletextpad=0.1, columnspacing=1.0)
 
 

@@ -19,6 +19,8 @@ SPECULATION: dict[Mode, dict[str, Any]] = {
     "fixed": {"mode": "fixed", "max_tokens": FIXED_TOKENS},
 }
 MAX_THROTTLED = 20
+ERROR_PAUSE_SECONDS = 0.5
+"""A client that fails at once must not try again ten thousand times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Clients:
         finally:
             self.in_flight -= 1
         self.samples.append(sample)
+        if sample.error:
+            await asyncio.sleep(ERROR_PAUSE_SECONDS)
         return sample
 
     async def in_turn(self, prompts: Iterable[str], *, phase: str, mode: Mode, max_tokens: int) -> None:

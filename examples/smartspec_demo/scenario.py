@@ -6,16 +6,23 @@ that whatever else the machine does weighs on both alike.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from smartspec_demo.load import Clients, Mode
 from smartspec_demo.monitor import Counters, Monitor
 
 
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says why."""
+
+
 @dataclass(frozen=True)
 class Script:
-    """How much of everything; seconds and tokens. The maxima keep a slow machine within the demo's four minutes."""
+    """How much of everything; seconds and tokens. The maxima keep a slow machine within the demo's four minutes, and
+    `max_seconds` counts from the start of the demo, the first replica's included.
+    """
 
     idle_pairs: int = 8
     idle_tokens: int = 64
@@ -27,12 +34,13 @@ class Script:
     flood_min_seconds: float = 15.0
     flood_max_seconds: float = 70.0
     burst_rounds: int = 3
-    burst_prompts: int = 108
+    burst_seconds: float = 5.0
     burst_tokens: int = 32
     burst_max_seconds: float = 60.0
     calm_max_seconds: float = 60.0
     calm_pause: float = 1.0
     calm_settle: float = 3.0
+    max_seconds: float = 228.0
 
 
 MODES: tuple[Mode, ...] = ("request", "off", "fixed")
@@ -73,25 +81,31 @@ class Scenario:
     course: Course = field(default_factory=Course)
 
     async def play(self) -> Course:
-        """All phases, one after the other."""
-        await self._phase("idle", "idle", self._idle())
-        await self._phase("busy", "busy", self._busy())
-        await self._phase("flood", "flood", self._flood())
-        await self._phase("compare", "flood, mode by mode", self._compare())
-        await self._phase("calm", "idle again", self._calm())
+        """All phases, one after the other, or as far as they come in time: the summary says what was missed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(self.script.max_seconds - self.clock(), 0.0)):
+                await self._phase("idle", "idle", self._idle)
+                await self._phase("busy", "busy", self._busy)
+                await self._phase("flood", "flood", self._flood)
+                await self._phase("compare", "flood, mode by mode", self._compare)
+                await self._phase("calm", "idle again", self._calm)
         return self.course
 
-    async def _phase(self, name: str, title: str, play: Awaitable[None]) -> None:
+    async def _phase(self, name: str, title: str, play: Callable[[], Awaitable[None]]) -> None:
         self.monitor.phase = name
         start = self.clock()
-        await play
-        self.course.phases.append(Phase(name, title, start, self.clock()))
+        try:
+            await play()
+        finally:
+            self.course.phases.append(Phase(name, title, start, self.clock()))
 
     async def _idle(self) -> None:
         """One request at a time: the same prompt with and without speculation, each going first every other time."""
         prompts, script = self.clients.prompts(), self.script
         # Its first request pays for what is done once (compiled kernels, touched pages): it belongs to neither side.
-        await self.clients.complete(next(prompts), phase="warm-up", mode="request", max_tokens=16)
+        first = await self.clients.complete(next(prompts), phase="warm-up", mode="request", max_tokens=16)
+        if first.error:
+            raise DemoError(f"the first request failed: {first.error}")
         started = self.clock()
         for pair in range(script.idle_pairs):
             if pair >= 2 and self.clock() - started > script.idle_max_seconds:
@@ -106,32 +120,30 @@ class Scenario:
 
     async def _busy(self) -> None:
         """A handful of clients."""
-        await self._keep_up("busy", self.script.busy_clients, self.script.flood_tokens, self.script.busy_seconds)
+        async with self._clients("busy", self.script.busy_clients, self.script.flood_tokens):
+            await asyncio.sleep(self.script.busy_seconds)
 
     async def _flood(self) -> None:
         """Far more clients than one replica serves well, until a second one is ready."""
-        script, done = self.script, asyncio.Event()
+        script = self.script
         before = await self.monitor.total()
-        clients = asyncio.create_task(
-            self.clients.keep_up(script.flood_clients, done, phase="flood", max_tokens=script.flood_tokens)
-        )
-        try:
+        async with self._clients("flood", script.flood_clients, script.flood_tokens):
             await asyncio.sleep(script.flood_min_seconds)
             await self._until(lambda: self._ready() >= 2, script.flood_max_seconds - script.flood_min_seconds)
             # What it counted until here is the flood as one replica met it, and the new one's first requests.
             self.course.flood += await self.monitor.total() - before
-        finally:
-            done.set()
-            await clients
 
     async def _compare(self) -> None:
         """Bursts of equal work in each mode, in turn, each mode once in each place of a round."""
         script, prompts = self.script, self.clients.prompts()
+        # Long enough to fill every replica, short enough for nine of them.
+        affordable = int(self._flood_speed() * script.burst_seconds / script.burst_tokens)
+        size = min(max(affordable, script.flood_clients), 2 * script.flood_clients)
         started = self.clock()
         for turn in range(script.burst_rounds):
             if turn and self.clock() - started > script.burst_max_seconds * turn / script.burst_rounds:
                 break
-            work = list(itertools.islice(prompts, script.burst_prompts))
+            work = list(itertools.islice(prompts, size))
             for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
                 before = await self.monitor.total()
                 seconds = await self.clients.burst(
@@ -143,21 +155,27 @@ class Scenario:
 
     async def _calm(self) -> None:
         """A single client, until the second replica has gone."""
-        script, done = self.script, asyncio.Event()
-        client = asyncio.create_task(
-            self.clients.keep_up(1, done, phase="calm", max_tokens=script.idle_tokens, pause=script.calm_pause)
-        )
-        try:
+        script = self.script
+        async with self._clients("calm", 1, script.idle_tokens, pause=script.calm_pause):
             await self._until(lambda: len(self.monitor.urls()) <= 1, script.calm_max_seconds)
             await asyncio.sleep(script.calm_settle)
-        finally:
-            done.set()
-            await client
 
-    async def _keep_up(self, phase: str, clients: int, max_tokens: int, seconds: float) -> None:
+    @asynccontextmanager
+    async def _clients(
+        self, phase: str, concurrency: int, max_tokens: int, *, pause: float = 0.0
+    ) -> AsyncIterator[None]:
+        """Clients that come again and again meanwhile; at the end their last requests are finished."""
         done = asyncio.Event()
-        asyncio.get_running_loop().call_later(seconds, done.set)
-        await self.clients.keep_up(clients, done, phase=phase, max_tokens=max_tokens)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.clients.keep_up(concurrency, done, phase=phase, max_tokens=max_tokens, pause=pause))
+            yield
+            done.set()
+
+    def _flood_speed(self) -> float:
+        """Tokens per second of the last seconds of the flood."""
+        last = [snapshot for snapshot in self.monitor.snapshots if snapshot.phase == "flood"][-8:]
+        seconds = sum(snapshot.seconds for snapshot in last)
+        return sum(snapshot.counters.generated for snapshot in last) / seconds if seconds else 0.0
 
     def _ready(self) -> int:
         return sum(pod["ready"] for pod in self.monitor.status().get("pods", ()))

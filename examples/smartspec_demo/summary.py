@@ -12,6 +12,7 @@ from smartspec_demo.scenario import Course
 MIN_IDLE_K = 2.0
 MAX_IDLE_LATENCY_RATIO = 0.65
 MIN_FLOOD_SPEED_RATIO = 0.95
+FLOODS = ("flood", "compare")
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ def verdicts(summary: dict[str, Any]) -> list[Claim]:
     latency_ratio = _ratio(latency["request"], latency["off"])
     others = [value for mode, value in speed.items() if mode != "request" and value is not None]
     speed_ratio = _ratio(speed["request"], max(others, default=None))
-    ready = [change["ready"] for change in summary["replicas"]]
-    came, went = max(ready, default=0) >= 2, bool(ready) and summary["replicas"][-1]["replicas"] == 1
+    changes = summary["replicas"]
+    ready = [change["ready"] for change in changes]
+    second = [change["phase"] for change in changes if change["replicas"] >= 2]
+    came = bool(second) and second[0] in FLOODS and max(ready) >= 2
+    went = bool(changes) and changes[-1]["replicas"] == 1
     path = " → ".join(str(count) for index, count in enumerate(ready) if index == 0 or ready[index - 1] != count)
     return [
         Claim("no request failed", summary["errors"] == 0, f"{summary['errors']} of {summary['requests']}"),
@@ -100,7 +104,7 @@ def _changes(snapshots: Sequence[Snapshot]) -> list[dict[str, Any]]:
     for snapshot in snapshots:
         counts = {"replicas": snapshot.replicas, "ready": snapshot.ready_replicas}
         if not changes or any(changes[-1][key] != value for key, value in counts.items()):
-            changes.append({"at": round(snapshot.at, 1), **counts})
+            changes.append({"at": round(snapshot.at, 1), "phase": snapshot.phase, **counts})
     return changes
 
 

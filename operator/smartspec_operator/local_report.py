@@ -53,8 +53,10 @@ class Narrator:
             old = before.condition(condition.type)
             if old is None or (old.status, old.reason) != (condition.status, condition.reason):
                 self._say(f"{condition.type}={condition.status} {condition.reason}: {condition.message}")
+        # A record is completed later by what was measured: it is told when it is made.
+        told = {(record.time, record.reason) for record in before.scaling_history}
         for record in status.scaling_history:
-            if record not in before.scaling_history:
+            if (record.time, record.reason) not in told:
                 self._say(f"replicas {record.from_replicas} -> {record.to_replicas}, {record.reason}: {record.message}")
         policy = status.policy
         if policy is not None and (before.policy is None or policy.generation != before.policy.generation):

@@ -3,7 +3,8 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from yarl import URL
 from smartspec_demo import figure
 from smartspec_demo.load import Clients, Mode, Sample
 from smartspec_demo.monitor import Counters, Monitor, Snapshot, parse
-from smartspec_demo.scenario import Course, Phase, Scenario, Script
+from smartspec_demo.scenario import Course, DemoError, Phase, Scenario, Script
 from smartspec_demo.summary import summarize, verdicts
 from smartspec_demo.table import view
 
@@ -155,6 +156,12 @@ def test_counters_are_read_over_all_labels() -> None:
     assert Counters().mean_k is None
 
 
+def stopwatch() -> Callable[[], float]:
+    """Seconds from now on."""
+    begun = time.monotonic()
+    return lambda: time.monotonic() - begun
+
+
 def status_file(folder: Path, *pods: tuple[str, str, bool]) -> Path:
     """The operator's status with these pods."""
     path = folder / "status.json"
@@ -179,10 +186,10 @@ async def test_the_scenario_plays_every_phase(clients: Clients, backend: Backend
     """In small: pairs when idle, a flood, bursts of equal work in each mode, and no errors."""
     script = Script(
         idle_pairs=2, idle_tokens=4, busy_seconds=0.05, busy_clients=2, flood_clients=4, flood_tokens=4,
-        flood_min_seconds=0.05, flood_max_seconds=0.3, burst_rounds=3, burst_prompts=4, burst_tokens=5,
+        flood_min_seconds=0.05, flood_max_seconds=0.3, burst_rounds=3, burst_tokens=5,
         calm_max_seconds=0.1, calm_pause=0.01, calm_settle=0.0,
     )  # fmt: skip
-    clock = asyncio.get_running_loop().time
+    clock = stopwatch()
     async with ClientSession() as session:
         path = status_file(tmp_path, ("a", str(backend.url), True), ("b", "", True))
         monitor = Monitor(session, path, clock)
@@ -200,10 +207,34 @@ async def test_the_scenario_plays_every_phase(clients: Clients, backend: Backend
         for mode in ("auto", "off", "fixed")
     }
     assert work["auto"] == work["off"] == work["fixed"]
-    assert len(work["auto"]) == script.burst_rounds * script.burst_prompts
+    assert len(work["auto"]) >= script.burst_rounds * script.flood_clients
     assert {mode: len(speeds) for mode, speeds in course.bursts.items()} == {"request": 3, "off": 3, "fixed": 3}
     assert course.idle.mean_k == pytest.approx(3.0)
     assert not any(sample.error for sample in clients.samples)
+
+
+async def test_a_machine_too_slow_for_the_script_is_cut_short(
+    clients: Clients, backend: Backend, tmp_path: Path
+) -> None:
+    """The demo ends in time with what it has; requests that were cut off count as nothing."""
+    clock = stopwatch()
+    async with ClientSession() as session:
+        monitor = Monitor(session, status_file(tmp_path, ("a", str(backend.url), True)), clock)
+        script = Script(idle_pairs=1, idle_tokens=4, max_seconds=0.3)
+        scenario = Scenario(clients, monitor, script, clock)
+        course = await asyncio.wait_for(scenario.play(), 5)
+    assert [phase.name for phase in course.phases] == ["idle", "busy"]
+    assert not any(sample.error for sample in clients.samples)
+
+
+async def test_a_server_that_serves_nothing_ends_the_demo(clients: Clients, backend: Backend, tmp_path: Path) -> None:
+    """At the first request, with its error, not after four minutes."""
+    backend.broken = True
+    clock = stopwatch()
+    async with ClientSession() as session:
+        scenario = Scenario(clients, Monitor(session, status_file(tmp_path), clock), Script(), clock)
+        with pytest.raises(DemoError, match="the first request failed: the stream ended after 0 of 16 tokens"):
+            await scenario.play()
 
 
 def good_course() -> Course:
@@ -249,6 +280,11 @@ def test_the_summary_holds_what_was_measured() -> None:
     assert all(claim.held for claim in verdicts(summary))
 
 
+def replica_changes(*changes: tuple[str, int]) -> list[dict[str, Any]]:
+    """Phases with the number of replicas, all of them ready."""
+    return [{"at": 0, "phase": phase, "replicas": count, "ready": count} for phase, count in changes]
+
+
 @pytest.mark.parametrize(
     ("change", "missed"),
     [
@@ -259,8 +295,10 @@ def test_the_summary_holds_what_was_measured() -> None:
         ({"mean_latency_idle_seconds": {"request": 0.66, "off": 1.0}}, "idle, latency"),
         ({"mean_latency_idle_seconds": {"request": None, "off": None}}, "idle, latency"),
         ({"tokens_per_second_flood": {"request": 94.0, "off": 100.0, "fixed_4": 90.0}}, "flooded, tokens/s"),
-        ({"replicas": [{"at": 0, "replicas": 1, "ready": 1}]}, "a second replica"),
-        ({"replicas": [{"at": 0, "replicas": 2, "ready": 2}]}, "a second replica"),
+        ({"replicas": []}, "a second replica"),
+        ({"replicas": replica_changes(("idle", 1), ("flood", 1))}, "a second replica"),
+        ({"replicas": replica_changes(("idle", 1), ("flood", 2))}, "a second replica"),
+        ({"replicas": replica_changes(("idle", 2), ("calm", 1))}, "a second replica"),
     ],
 )
 def test_a_claim_that_is_missed_is_said_to_be(change: dict[str, Any], missed: str) -> None:
@@ -286,5 +324,7 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     summary = summarize(good_samples(), snapshots(*COME_AND_GO), good_course(), HARDWARE)
     figure.draw(tmp_path / "full.png", good_samples(), snapshots(*COME_AND_GO), good_course().phases, summary)
     figure.draw(tmp_path / "none.png", [], [], [], summarize([], [], Course(), HARDWARE))
-    for name in ("full.png", "none.png"):
+    failed = [Sample("idle", "request", 0.0, 1.0, error="refused")]
+    figure.draw(tmp_path / "failed.png", failed, [], [], summarize(failed, [], Course(), HARDWARE))
+    for name in ("full.png", "none.png", "failed.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
