@@ -12,14 +12,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from smartspec import arguments
-from smartspec.async_engine import AsyncEngine
+from smartspec.async_engine.client import AsyncEngine
 from smartspec.config import ConfigError, RuntimeConfig
 from smartspec.policy.settings import PolicySettings
 from smartspec.scheduling.client import EngineClient
 from smartspec.server.serve import serve
 
 if TYPE_CHECKING:
-    from smartspec.engine_thread import LoadedEngine
+    from smartspec.async_engine.thread import LoadedEngine
     from smartspec.execution.proposers import Drafts
 
 log = logging.getLogger("smartspec")

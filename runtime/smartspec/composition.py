@@ -8,9 +8,9 @@ from dataclasses import replace
 import msgspec
 
 from smartspec import warmup
+from smartspec.async_engine.thread import LoadedEngine
 from smartspec.config import RuntimeConfig
 from smartspec.engine import Engine
-from smartspec.engine_thread import LoadedEngine
 from smartspec.execution.loader import LoadedModel, load
 from smartspec.execution.model_runner import ModelRunner
 from smartspec.execution.proposers import Drafts, Proposer

@@ -1,6 +1,6 @@
 """The seam between the server and the engine behind it: what the server may ask, and what it gets.
 
-`smartspec.async_engine.AsyncEngine` is the real one; tests of the server alone stand a fake beside it.
+`smartspec.async_engine.client.AsyncEngine` is the real one; tests of the server alone stand a fake beside it.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence

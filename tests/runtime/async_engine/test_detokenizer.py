@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartspec.detokenizer import Detokenizer
+from smartspec.async_engine.detokenizer import Detokenizer
 from smartspec.scheduling.request import FinishReason
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smartspec.load_meter import LoadMeter
+from smartspec.async_engine.load_meter import LoadMeter
 from smartspec.policy.types import Decision, StepFeatures, StepSeconds
 from smartspec.scheduling.output import StepStats
 

@@ -16,9 +16,19 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from smartspec import __version__
+from smartspec.async_engine.live_requests import LiveRequests
+from smartspec.async_engine.thread import (
+    Abort,
+    Add,
+    Apply,
+    Command,
+    EngineThread,
+    Learned,
+    LoadedEngine,
+    StepReport,
+    Stop,
+)
 from smartspec.config import RuntimeConfig
-from smartspec.engine_thread import Abort, Add, Apply, Command, EngineThread, Learned, LoadedEngine, StepReport, Stop
-from smartspec.live_requests import LiveRequests
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Verifier

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 
 from smartspec import __version__
+from smartspec.async_engine.delta_stream import DeltaStream
+from smartspec.async_engine.load_meter import WINDOW_SECONDS, LoadMeter
+from smartspec.async_engine.thread import StepReport
 from smartspec.config import RuntimeConfig
-from smartspec.delta_stream import DeltaStream
-from smartspec.engine_thread import StepReport
-from smartspec.load_meter import WINDOW_SECONDS, LoadMeter
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
 from smartspec.scheduling.client import InvalidRequestError, QueueFullError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from smartspec.detokenizer import Detokenizer
+from smartspec.async_engine.detokenizer import Detokenizer
 from smartspec.engine import Engine
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.scheduling.client import EngineInfo, GenerationDelta, Tokenizer

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from integer_model import IntegerProposer, IntegerRunner, RandomPolicy, generate
-from smartspec.async_engine import AsyncEngine
+from smartspec.async_engine.client import AsyncEngine
+from smartspec.async_engine.thread import LoadedEngine
 from smartspec.config import ModelConfig, RuntimeConfig, SchedulerConfig
 from smartspec.engine import Engine
-from smartspec.engine_thread import LoadedEngine
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.scheduling.client import (
     EngineInfo,
