@@ -34,7 +34,7 @@ CHUNK = 128
 FIELDS = (
     "next_item", "num_tiles", "num_heads", "num_kv_heads", "key_dim", "value_dim", "block_size", "window",
     "has_sinks", "query", "key", "value", "out", "key_cache", "value_cache", "tiles", "block_tables", "sinks",
-    "query_row", "query_head", "key_row", "key_head", "value_row", "value_head", "floats", "num_rows",
+    "query_row", "query_head", "key_row", "key_head", "value_row", "value_head", "floats",
 )  # fmt: skip
 _I = {name: i for i, name in enumerate(FIELDS)}
 _NEXT, _TILES_N, _HEADS, _KV_HEADS = _I["next_item"], _I["num_tiles"], _I["num_heads"], _I["num_kv_heads"]
@@ -44,7 +44,6 @@ _TILES, _TABLES, _SINKS, _FLOATS = _I["tiles"], _I["block_tables"], _I["sinks"],
 _QR, _QH, _KR, _KH, _VR, _VH = (
     _I[n] for n in ("query_row", "query_head", "key_row", "key_head", "value_row", "value_head")
 )
-_ROWS = _I["num_rows"]
 _N = len(FIELDS)
 _HUGE = 1 << 40
 _ZERO = np.float32(0.0)

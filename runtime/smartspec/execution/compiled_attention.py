@@ -52,7 +52,8 @@ class CompiledAttention:
         return np.array([known.get(name, 0) for name in FIELDS], dtype=np.int64)
 
     def begin(self, batch: RaggedBatch) -> None:
-        """Take a step's tiles and block tables; they must live until the step's last layer."""
+        """Take a step's tiles and block tables."""
+        self._batch = batch  # the kernel holds addresses into it
         context = int((batch.tiles[:, 1] * (batch.tiles[:, 2] + batch.tiles[:, 1])).sum())
         geometry = self._layers[0]
         work = context * geometry.num_heads * (geometry.key_dim + geometry.value_dim)
