@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from smartspec_demo.load import FIXED_TOKENS, Mode, Sample
 from smartspec_demo.monitor import Snapshot
@@ -89,9 +89,9 @@ def _latency(axes: Axes, samples: Sequence[Sample]) -> None:
         )
     if answered:
         axes.set_yscale("log")
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis(ScalarFormatter())
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_ylabel("ms per token")
     axes.set_title("Latency of each request, end to end, per token", pad=20)
     if answered:

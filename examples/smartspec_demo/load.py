@@ -141,8 +141,8 @@ class Clients:
                 continue
             data = line.removeprefix(b"data:").strip()
             if data == b"[DONE]":
-                done = True
-                break
+                done = True  # and on to the stream's end: a connection read to its end is used again
+                continue
             event = json.loads(data)
             if "error" in event:
                 raise ValueError(str(event["error"].get("message", event["error"])))

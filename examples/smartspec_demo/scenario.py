@@ -33,6 +33,7 @@ class Script:
     flood_tokens: int = 48
     flood_min_seconds: float = 15.0
     flood_max_seconds: float = 70.0
+    flood_settle: float = 4.0
     burst_rounds: int = 3
     burst_seconds: float = 5.0
     burst_tokens: int = 32
@@ -43,7 +44,7 @@ class Script:
     max_seconds: float = 228.0
 
 
-MODES: tuple[Mode, ...] = ("request", "off", "fixed")
+MODES: tuple[Mode, ...] = ("off", "request", "fixed")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Scenario:
         async with self._clients("flood", script.flood_clients, script.flood_tokens):
             await asyncio.sleep(script.flood_min_seconds)
             await self._until(lambda: self._ready() >= 2, script.flood_max_seconds - script.flood_min_seconds)
+            await asyncio.sleep(script.flood_settle)
             # What it counted until here is the flood as one replica met it, and the new one's first requests.
             self.course.flood += await self.monitor.total() - before
 

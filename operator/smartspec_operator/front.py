@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import (
+    ClientConnectionResetError,
     ClientConnectorError,
     ClientError,
     ClientResponse,
@@ -167,9 +168,11 @@ async def _stream(request: web.Request, answer: ClientResponse, replica: str) ->
         async for chunk in answer.content.iter_any():
             await response.write(chunk)
         await response.write_eof()
+    except ClientConnectionResetError:
+        logger.debug("a client left while replica %s answered", replica)
     except ClientError as error:
         # Too late for another replica. Cutting the connection is the only honest end: a clean one would tell the
-        # client that this was the whole text. (When it was the client that left, there is nothing left to cut.)
+        # client that this was the whole text.
         logger.warning("the answer of replica %s broke off: %s", replica, error or type(error).__name__)
         if request.transport is not None:
             request.transport.abort()

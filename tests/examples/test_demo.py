@@ -186,7 +186,7 @@ async def test_the_scenario_plays_every_phase(clients: Clients, backend: Backend
     """In small: pairs when idle, a flood, bursts of equal work in each mode, and no errors."""
     script = Script(
         idle_pairs=2, idle_tokens=4, busy_seconds=0.05, busy_clients=2, flood_clients=4, flood_tokens=4,
-        flood_min_seconds=0.05, flood_max_seconds=0.3, burst_rounds=3, burst_tokens=5,
+        flood_min_seconds=0.05, flood_max_seconds=0.3, flood_settle=0.0, burst_rounds=3, burst_tokens=5,
         calm_max_seconds=0.1, calm_pause=0.01, calm_settle=0.0,
     )  # fmt: skip
     clock = stopwatch()
