@@ -1,0 +1,60 @@
+"""The tokenizer behind the server's seam."""
+
+import pytest
+from tokenizers import normalizers
+
+from smartspec.config import ConfigError
+from smartspec.execution.tokenizer import HuggingFaceTokenizer, check_same
+from smartspec.scheduling.client import InvalidRequestError
+from tiny import byte_tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> HuggingFaceTokenizer:
+    """A byte-level tokenizer with a chat template."""
+    return HuggingFaceTokenizer(byte_tokenizer(300))
+
+
+@pytest.mark.parametrize("text", ["", "tea  time", " naïve 東京 🙂 \n\t", "a . b , c ' s"])
+def test_text_survives_the_round_trip(tokenizer: HuggingFaceTokenizer, text: str) -> None:
+    """Nothing is tidied up on the way back."""
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_are_skipped_unless_wanted(tokenizer: HuggingFaceTokenizer) -> None:
+    """The end token is no text."""
+    assert tokenizer.decode([*tokenizer.encode("tea"), 257]) == "tea"
+    assert tokenizer.decode([257], skip_special_tokens=False) == "<|end|>"
+
+
+def test_a_chat_becomes_a_prompt_that_waits_for_an_answer(tokenizer: HuggingFaceTokenizer) -> None:
+    """By the model's own template."""
+    messages = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(messages) == "<|user|>hi\n<|assistant|>"
+
+
+def test_a_refusal_of_the_template_is_the_clients_error() -> None:
+    """A template may raise; so may its lack."""
+    words = byte_tokenizer(300)
+    words.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidRequestError, match="roles must alternate") as caught:
+        HuggingFaceTokenizer(words).apply_chat_template([{"role": "user", "content": "hi"}])
+    assert caught.value.param == "messages"
+    words.chat_template = None
+    with pytest.raises(InvalidRequestError, match="no chat template"):
+        HuggingFaceTokenizer(words).apply_chat_template([])
+
+
+def test_a_draft_may_know_fewer_tokens_but_no_others() -> None:
+    """A smaller vocabulary with the same numbers passes as long as texts split alike."""
+    check_same(byte_tokenizer(300), byte_tokenizer(300))
+    with pytest.raises(ConfigError, match="is 300 there and unknown in the target"):
+        check_same(byte_tokenizer(300), byte_tokenizer(301))
+
+
+def test_equal_vocabularies_with_other_rules_are_told_apart() -> None:
+    """Texts are compared too."""
+    other = byte_tokenizer(300)
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ConfigError, match="is split in other tokens"):
+        check_same(byte_tokenizer(300), other)
