@@ -18,7 +18,12 @@ IMPLEMENTATION = "smartspec_paged"
 
 
 class UnsupportedModelError(Exception):
-    """The model cannot be run through paged attention; the message says why."""
+    """The model cannot be run through paged attention; the message says why. `is_stateful`: because its state is not
+    in attention at all."""
+
+    def __init__(self, message: str, *, is_stateful: bool = False) -> None:
+        super().__init__(message)
+        self.is_stateful = is_stateful
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def survey(model: PreTrainedModel) -> list[LayerGeometry]:
     with torch.inference_mode(), answering(seen):
         model(input_ids=ids, position_ids=positions, use_cache=False)
     if not seen.layers:
-        raise UnsupportedModelError(f"{type(model).__name__} keeps its state outside attention")
+        raise UnsupportedModelError(f"{type(model).__name__} keeps its state outside attention", is_stateful=True)
     return seen.layers
 
 

@@ -92,10 +92,10 @@ def _check(model: PreTrainedModel, expected: list[torch.Tensor]) -> Verdict:
     try:
         use_paged_attention(model)
         layers = survey(model)
-    except UnsupportedModelError as error:
-        return Verdict("stateful" if "state outside" in str(error) else "padded", str(error))
-    except _TRIAL_ERRORS as error:
-        return Verdict("padded", f"it cannot take packed rows: {error}")
+    except UnsupportedModelError as problem:
+        return Verdict("stateful" if problem.is_stateful else "padded", str(problem))
+    except _TRIAL_ERRORS as problem:
+        return Verdict("padded", f"it cannot take packed rows: {problem}")
     try:
         error = _paged_error(model, layers, expected, cut=True)
         if not _passes(error, model.dtype):

@@ -109,7 +109,7 @@ def test_pickled_weights_are_never_read(copied: TinyPair) -> None:
     """Only safetensors: reading a pickle can run code."""
     torch.save({}, copied.target / "pytorch_model.bin")
     (copied.target / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="target .*: its weights cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"target .*: its weights cannot be loaded"):
         load(config(copied))
 
 
@@ -128,7 +128,7 @@ def test_a_draft_with_another_tokenizer_is_refused(copied: TinyPair) -> None:
     vocab = words["model"]["vocab"]
     vocab["et"], vocab["ea"] = vocab["ea"], vocab["et"]
     path.write_text(json.dumps(words))
-    with pytest.raises(ConfigError, match="draft: its tokenizer differs from the target's: token 'e[ta]'"):
+    with pytest.raises(ConfigError, match=r"draft: its tokenizer differs from the target's: token 'e[ta]'"):
         load(config(copied))
 
 
