@@ -204,7 +204,7 @@ async def eventually(holds: Callable[[], Any], *, seconds: float = SECONDS) -> A
         try:
             if answer := await holds():
                 return answer
-        except AssertionError as error:
+        except (AssertionError, KeyError) as error:  # a field that is not there yet is no failure either
             answer = error
         await asyncio.sleep(0.05)
     raise AssertionError(f"not within {seconds:g} s, at last: {answer!r}")

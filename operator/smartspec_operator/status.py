@@ -82,7 +82,8 @@ def news(old: Status, new: Status) -> list[News]:
         if any(after.reason == told.reason for told in found):  # readiness names the same problem
             continue
         if before is None or (before.status, before.reason) != (after.status, after.reason):
-            found.append(News("Normal" if after.status == good else "Warning", after.reason, after.message))
+            expected = after.status == good or (before is None and after.reason == "NoReplicaReady")
+            found.append(News("Normal" if expected else "Warning", after.reason, after.message))
     known = {(record.time, record.to_replicas) for record in old.scaling_history}
     found += [
         News(

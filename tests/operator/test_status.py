@@ -150,7 +150,7 @@ def test_news_are_what_turned() -> None:
     record = ScalingRecord(time="2026-03-01T12:00:00Z", from_replicas=1, to_replicas=2, reason="Demand", message="m")
     before = report(seen(pending("a")))
     after = report(SERVING, before, scale=replace(ONE, history=(record,)))
-    assert [(n.type, n.reason) for n in status.news(Status(), before)] == [("Warning", "NoReplicaReady")]
+    assert [(n.type, n.reason) for n in status.news(Status(), before)] == [("Normal", "NoReplicaReady")]
     assert [(n.type, n.reason) for n in status.news(before, after)] == [("Normal", "Serving"), ("Normal", "Scaled")]
     assert status.news(after, after) == []
     broken = report(seen(pending("a", problem="Unschedulable")), after)
