@@ -68,6 +68,8 @@ def test_a_rollout_drains_nobody() -> None:
     world = seen(busy("old", 2), busy("new", 0), deployed=1, rolling=True)
     assert victims(world, 1) == ()
     assert now_for(world, 1) == 1
+    shrinking = seen(busy("old", 2), busy("new", 0), busy("newer", 0), deployed=2, rolling=True)
+    assert victims(shrinking, 1) == ()
 
 
 def test_a_replica_of_which_nothing_is_known_is_the_last_to_leave() -> None:

@@ -129,6 +129,13 @@ def test_replicas_stay_while(why: str) -> None:
     assert decide(seen(replica("a", AT_REST), replica("b", AT_REST)), past, chosen=policy()).desired == 1
 
 
+@pytest.mark.parametrize(("tokens_per_second", "expected"), [(300.0, 1), (350.0, 2)])
+def test_fewer_must_carry_the_load_with_room_to_spare(tokens_per_second: float, expected: int) -> None:
+    """600 of the 940 tokens a second that one replica makes pass on it, 700 would leave too little room."""
+    past = history(*long_at(2).scaling, recommendations=(Recommendation(later(-7200), 1),))
+    assert decide(fleet(2, tokens_per_second), past).desired == expected
+
+
 def test_speculation_that_is_cut_keeps_the_replicas() -> None:
     """A fleet short of memory has nothing to spare, whatever its tokens per second say."""
     past = history(*long_at(2).scaling, recommendations=(Recommendation(later(-7200), 1),))
