@@ -65,7 +65,11 @@ def _run(arguments: argparse.Namespace) -> int:
             scaling_seconds=arguments.scaling_seconds,
         ),
     )
-    asyncio.run(running)
+    try:
+        asyncio.run(running)
+    except (handlers.NoClusterError, OSError) as error:  # OSError: the probe's port is taken
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

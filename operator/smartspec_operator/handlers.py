@@ -6,7 +6,6 @@ plain event handler adds nothing to the object, no finalizer and no annotation: 
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,11 +19,13 @@ from smartspec_operator.kube import Api, KubernetesCluster
 from smartspec_operator.resource import FIELD_MANAGER, GROUP, PLURAL, VERSION
 from smartspec_operator.world import Timing
 
-log = logging.getLogger(__name__)
+
+class NoClusterError(Exception):
+    """There is no API server to talk to; the message says where one was looked for."""
 
 
 async def run(*, namespace: str | None, image: str, probe_port: int | None, timing: Timing) -> None:
-    """Serve every SmartSpec of *namespace*, or of all, until told to stop.
+    """Serve every SmartSpec of *namespace*, or of all, until told to stop; raises `NoClusterError` before it begins.
 
     One operator at a time: it is deployed as a single replica with the strategy `Recreate`, so no lease is held.
     """
@@ -85,7 +86,10 @@ async def _client() -> ApiClient:
     try:
         config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        try:
+            await config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        except config.ConfigException as error:
+            raise NoClusterError(f"neither in a pod nor with a usable kubeconfig: {error}") from None
     return ApiClient(found)
 
 
