@@ -143,6 +143,10 @@ def _geometry(
     value: torch.Tensor,
     options: dict[str, Any],
 ) -> LayerGeometry:
+    if not query.dtype == key.dtype == value.dtype or not query.shape[2] == key.shape[2] == value.shape[2]:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} attends from {query.dtype} {list(query.shape)} to {key.dtype} {list(key.shape)}"
+        )
     scale = options.get("scaling")
     sinks = options.get("s_aux")
     return LayerGeometry(

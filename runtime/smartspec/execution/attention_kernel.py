@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, float32, njit, types
 
-from smartspec.execution import machine, vector_softmax, vector_tiles
 from smartspec.execution.machine import fetch_add, narrow, pointer, widen
 from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
@@ -210,8 +209,8 @@ class Kernels:
 def kernels(element_bits: int) -> Kernels:
     """Compiled for float32 (32) or bfloat16 (16): some seconds the first time, then from numba's cache on disk."""
     element = {32: np.float32, 16: np.uint16}[element_bits]
-    sources = (vector_tiles, vector_softmax, machine)
-    version = sha256(b"".join(Path(module.__file__).read_bytes() for module in sources)).hexdigest()
+    sources = [Path(__file__).with_name(f"{name}.py") for name in ("vector_tiles", "vector_softmax", "machine")]
+    version = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     write, attend = (_compile(entry(element, version)) for entry in (_write_entry, _attend_entry))
     return Kernels(write, attend)
 

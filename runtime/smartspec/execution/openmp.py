@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import torch
+
 
 @cache
 def _entry() -> Callable[[int, int, int, int], None] | None:
@@ -17,15 +19,17 @@ def _entry() -> Callable[[int, int, int, int], None] | None:
         loaded = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:  # not Linux
         return None
-    paths = {line.split()[-1] for line in loaded.splitlines() if "omp" in line.rpartition("/")[2]}
-    for path in sorted(paths):
+    names = ("libgomp", "libiomp", "libomp")
+    paths = {line.split()[-1] for line in loaded.splitlines() if line.rpartition("/")[2].startswith(names)}
+    home = str(Path(torch.__file__).parent)  # its neighbours are torch's too: wheels differ in where they put it
+    for path in sorted(paths, key=lambda path: not path.startswith(home)):
         try:
             function = ctypes.CDLL(path).GOMP_parallel
         except (OSError, AttributeError):
             continue
         function.restype = None
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        return function  # type: ignore[no-any-return]
+        return function
     return None
 
 

@@ -31,15 +31,15 @@ def length_limit(config: Any, requested: int | None) -> int:
 
 
 def _limit(text: Any) -> tuple[int | None, str]:
-    trained = getattr(text, "max_position_embeddings", None)
+    trained: int | None = getattr(text, "max_position_embeddings", None)
     scaled = [p for p in rope_parameters(text) if p.get("rope_type") in _BATCH_DEPENDENT]
+    if not scaled:
+        return trained, "the model's max_position_embeddings"
     originals = [p.get("original_max_position_embeddings") for p in scaled]
-    originals += [getattr(text, "original_max_position_embeddings", None)] if scaled else []
-    known = [int(n) for n in originals if n]
-    if scaled and (known or trained):
-        kind, limit = scaled[0]["rope_type"], min(known or [int(trained)])
-        return limit, f"{kind} rope scaling beyond the original length depends on the whole batch and is not served"
-    return (int(trained) if trained else None), "the model's max_position_embeddings"
+    originals.append(getattr(text, "original_max_position_embeddings", None))
+    limit = min((int(n) for n in originals if n), default=trained)
+    kind = scaled[0]["rope_type"]
+    return limit, f"{kind} rope scaling beyond the original length depends on the whole batch and is not served"
 
 
 def rope_parameters(text: Any) -> list[dict[str, Any]]:

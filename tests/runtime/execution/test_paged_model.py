@@ -1,5 +1,9 @@
 """One ragged forward over a paged cache equals the model itself, however the rows are cut and mixed."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,3 +48,51 @@ def test_rows_are_bit_equal_however_they_are_computed(dtype: torch.dtype) -> Non
         done += size
     assert done == 200
     assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_a_dtype_without_a_kernel_runs_in_plain_torch() -> None:
+    """float16 on a CPU: right, and no promise about bits."""
+    bare = tiny_llama(torch.float16)
+    ids = random_ids(40)
+    with torch.inference_mode():
+        expected = bare(torch.tensor([ids])).logits[0].float()
+    model = PagedModel(bare, num_blocks=8, block_size=16)
+    assert not model.attention.invariant
+    model.forward([Segment(ids[:30], 0, [3, 1, 2]), Segment(ids[:5], 0, [5])])
+    found = model.forward([Segment([ids[5]], 5, [5], 1), Segment(ids[30:], 30, [3, 1, 2], 10)])
+    assert (found[0] - expected[5]).norm() < 0.02 * expected[5].norm()
+    assert (found[1:] - expected[30:]).norm() < 0.02 * expected[30:].norm()
+
+
+def test_a_step_without_logits_still_stores() -> None:
+    """A prefill chunk asks for no logits and gets none."""
+    model = PagedModel(tiny_llama(torch.float32), num_blocks=4, block_size=16, row_multiple=4)
+    ids = random_ids(9)
+    whole = model.forward([Segment(ids, 0, [0], 9)])
+    assert model.forward([Segment(ids[:8], 0, [1])]).shape == (0, VOCAB)
+    assert torch.equal(model.forward([Segment(ids[8:], 8, [1], 1)]), whole[8:])
+
+
+def test_a_small_step_of_a_draft_leaves_the_number_of_threads_alone() -> None:
+    """It borrows one thread, also when it fails."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = PagedModel(tiny_llama(torch.float32), num_blocks=4, block_size=16, hurries=True)
+        seen: list[int] = []
+        model.model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        model.forward([Segment([1, 2], 0, [0], 1)])
+        with pytest.raises(IndexError):
+            model.forward([Segment([VOCAB], 2, [0], 1)])
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_waiting_threads_are_told_to_sleep_before_torch_is_there() -> None:
+    """The environment is what OpenMP reads when torch loads it: later is too late."""
+    program = "import os, sys, smartspec.execution; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["False", "1000"]
