@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Protocol, Self
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -13,9 +12,17 @@ from rich.text import Text
 from smartspec_demo.load import Sample
 from smartspec_demo.monitor import Counters, Snapshot
 
-PHASES = {"start": "starting", "idle": "idle", "busy": "busy", "flood": "flood", "compare": "flood, by mode",
-          "calm": "idle again"}  # fmt: skip
-COLUMNS = ("phase", "requests", "tok/s", "k", "accept", "goodput", "predicted", "TTFT", "TPOT", "replicas")
+PHASES = {
+    "start": "starting",
+    "idle": "idle, on and off",
+    "busy": "busy",
+    "flood": "flood",
+    "compare": "flood, by mode",
+    "calm": "idle again",
+}
+COLUMNS = (
+    "phase", "requests", "tok/s", "k", "accept", "goodput\n(predicted)", "TTFT\nms", "TPOT\nms", "replicas\nready/all",
+)  # fmt: skip
 LINE_SECONDS = 5.0
 
 
@@ -46,10 +53,9 @@ def row(phase: str, snapshots: Sequence[Snapshot], samples: Sequence[Sample]) ->
         PHASES[phase],
         f"{len(sent) + failed}" + (f" ({failed} failed)" if failed else ""),
         f"{counters.generated / seconds:.0f}" if seconds else "",
-        _number(counters.mean_k, ".1f"),
-        _number(counters.acceptance, ".0%"),
-        _number(counters.goodput, ".0f"),
-        _number(counters.predicted_goodput, ".0f"),
+        _number(counters.mean_k, "{:.1f}"),
+        _number(counters.acceptance, "{:.0%}"),
+        " ".join([_number(counters.goodput, "{:.0f}"), _number(counters.predicted_goodput, "({:.0f})")]).strip(),
         _milliseconds([sample.ttft for sample in sent]),
         _milliseconds([sample.tpot for sample in sent]),
         f"{seen[-1].ready_replicas}/{seen[-1].replicas}" if seen else "",
@@ -75,11 +81,13 @@ class LiveTable:
         self._live.update(self._render(snapshots, samples))
 
     def _render(self, snapshots: Sequence[Snapshot], samples: Sequence[Sample]) -> RenderableType:
-        table = Table(box=SIMPLE_HEAD, expand=True, header_style="bold cyan", pad_edge=False)
+        table = Table(box=None, expand=True, header_style="bold cyan", padding=(0, 1, 0, 0), pad_edge=False)
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
         now = snapshots[-1]
         passed = [phase for phase in PHASES if any(snapshot.phase == phase for snapshot in snapshots)]
+        if len(passed) > 1:
+            passed = [phase for phase in passed if phase != "start"]  # one second before the first request
         for phase in passed:
             table.add_row(*row(phase, snapshots, samples), style="bold" if phase == now.phase else "dim")
         at_once = f"{now.running} running, {now.waiting} waiting, {now.tokens_per_second:.0f} tok/s this second"
@@ -115,7 +123,11 @@ class PlainLines:
         if now.phase != self._phase or now.at >= self._next:
             self._next = now.at + LINE_SECONDS
             cells = zip(COLUMNS[1:], row(now.phase, snapshots, samples)[1:], strict=True)
-            self._say(now, f"{PHASES[now.phase]}: " + ", ".join(f"{name} {cell}" for name, cell in cells if cell))
+            self._say(
+                now,
+                f"{PHASES[now.phase]}: "
+                + ", ".join(f"{name} {cell}" for name, cell in cells if cell).replace("\n", " "),
+            )
         self._phase, self._policy, self._scaling = now.phase, now.policy, now.scaling
 
     def _say(self, now: Snapshot, text: str) -> None:
@@ -128,8 +140,8 @@ def view(console: Console, title: str) -> View:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    return "" if value is None else form.format(value)
 
 
 def _milliseconds(values: Sequence[float]) -> str:
-    return f"{1000 * sum(values) / len(values):.0f} ms" if values else ""
+    return f"{1000 * sum(values) / len(values):.0f}" if values else ""

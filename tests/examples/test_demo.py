@@ -315,7 +315,7 @@ def test_the_view_shows_numbers_and_decisions(terminal: bool) -> None:
     with view(console, "a demo") as shown:
         shown.show(snapshots((2, 1)), [Sample("flood", "request", 0.0, 1.0, 0.25, 4)])
     text = out.getvalue()
-    for part in ("a demo", "flood", "100", "50%", "111", "250 ms", "1/2", "generation 3: TPOT", "1 → 2 replicas"):
+    for part in ("a demo", "flood", "100", "50%", "111", "250", "1/2", "generation 3: TPOT", "1 → 2 replicas"):
         assert part in text
 
 
