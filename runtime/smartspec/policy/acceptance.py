@@ -30,7 +30,7 @@ POSITION_WEIGHT = 12.0
 """Trials after which a position trusts itself more than the position before it."""
 MATCH_WEIGHT = 12.0
 """Trials after which a class of matches trusts itself more than all matches together."""
-PAIR_HALF_LIFE = 1500.0
+PAIR_HALF_LIFE = 500.0
 """Tokens after which a pair's evidence counts half."""
 LEAST_WEIGHT = 16.0
 """Standing still, a pair's evidence at a position fades no further than this: its rate survives a long silence, and

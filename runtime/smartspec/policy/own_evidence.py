@@ -19,6 +19,10 @@ LEAST_TRIALS = 8.0
 TRIAL_VARIANCE = 0.2
 """Variance of one trial, a typical a(1 - a)."""
 
+OPTIMISM = 0.3
+"""Standard deviations between requests by which an untried one is thought better than its pair: where speculation
+just fails to pay for the average request it may pay for half of them, and only trying tells for which."""
+
 _NOBODY = 0
 
 
@@ -42,7 +46,8 @@ class OwnEvidence:
         """How much more each request is accepted than its pair [R], shrunk by how little it was tried. Empirical
         Bayes: the more requests differ beyond chance, the sooner each one trusts itself."""
         rows = self._rows_of(requests)
-        shifts: Array = self._excess[rows] / (self._trials[rows] + TRIAL_VARIANCE / self._between)
+        weight = TRIAL_VARIANCE / self._between
+        shifts: Array = (self._excess[rows] + OPTIMISM * self.spread * weight) / (self._trials[rows] + weight)
         return shifts
 
     def last_tried(self, requests: Sequence[str]) -> Ints:

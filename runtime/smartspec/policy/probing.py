@@ -15,13 +15,14 @@ from smartspec.policy.goodput import Costs, Plan, Problem
 from smartspec.policy.types import Candidate
 from smartspec.policy.uniform import draft_seconds, evaluate
 
-SHARE = 0.005
+SHARE = 0.003
 """Regret allowed, as a share of step time."""
-POOR_SHARE = 0.02
+POOR_SHARE = 0.015
 """The same while the time model errs badly."""
-CREDIT_STEPS = 3.0
-"""Regret is paid for in advance up to this many mean steps: what a cold start may spend, and the most that a quiet
-time saves up."""
+ADVANCE_STEPS = 1.0
+"""Regret paid for in advance, in steps: a cold start learns little from steps that are all alike."""
+CREDIT_STEPS = 2.0
+"""The most that a quiet time saves up, in mean steps."""
 DEPTH = 2
 """Tokens a probe speculates for a request while nobody speculates; one while others do."""
 GROUP = 8
@@ -47,7 +48,7 @@ class Prober:
         """Book a step's time; *poor* says that the time model errs badly."""
         if not self._mean_step_seconds:
             self._mean_step_seconds = seconds
-            self.credit_seconds = CREDIT_STEPS * seconds
+            self.credit_seconds = ADVANCE_STEPS * seconds
         self._mean_step_seconds += (seconds - self._mean_step_seconds) / MEAN_STEPS
         share = POOR_SHARE if poor else SHARE
         self.credit_seconds = min(self.credit_seconds + share * seconds, CREDIT_STEPS * self._mean_step_seconds)

@@ -15,6 +15,11 @@ Array = NDArray[np.float64]
 
 HUBER_SIGMAS = 2.0
 """A residual beyond this many standard deviations counts as this many: one preempted step must not move the model."""
+MOST_SURPRISE = 1.0
+"""Nor does a slow step count as more than this share above its prediction, however little was known of its shape: a
+straggler where nothing was known would else be believed, and its shape avoided ever after."""
+IMPOSSIBLE_SIGMAS = 4.0
+"""Steps are slow by accident, never fast: one faster than expected by so much proves the expectation wrong at once."""
 SHIFT_STEPS = 4
 """This many outliers of one sign in a row are no outliers but a new truth, and are followed at once."""
 DRIFT_TOGETHER = 0.004
@@ -57,21 +62,24 @@ class NonNegativeFilter:
         noise = self.noise * expected
         variance = float(features @ along) + noise * noise
         residual = seconds - expected
-        bound = HUBER_SIGMAS * math.sqrt(variance)
-        if abs(residual) > bound:
+        sigma = math.sqrt(variance)
+        bound = min(HUBER_SIGMAS * sigma, MOST_SURPRISE * expected) if residual > 0 else HUBER_SIGMAS * sigma
+        trust = 1.0
+        if abs(residual) <= bound:
+            self._streak = 0
+        else:
             sign = 1 if residual > 0 else -1
             self._streak = self._streak + sign if self._streak * sign >= 0 else sign
-            if abs(self._streak) >= SHIFT_STEPS:
+            if abs(self._streak) >= SHIFT_STEPS or residual < -IMPOSSIBLE_SIGMAS * sigma:
                 self._widen(residual, expected)
                 along = self.covariance @ features
                 variance = float(features @ along) + noise * noise
             else:
+                trust = bound / abs(residual)
                 residual = math.copysign(bound, residual)
-        else:
-            self._streak = 0
         gain = along / variance
         self.mean += gain * residual
-        self.covariance -= np.outer(gain, along)
+        self.covariance -= trust * np.outer(gain, along)
         self._keep_non_negative()
         # The spread around the prediction is learned from the clipped residual, slowly, so that it stays a noise level.
         relative = min(abs(seconds - expected), bound) / expected

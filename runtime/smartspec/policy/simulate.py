@@ -142,10 +142,9 @@ class Replica:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         has_draft: bool = True,
-        start: float = 0.0,
     ) -> None:
         self.policy = policy
-        self.now = start
+        self.now = 0.0
         self.trace = Trace()
         self.waiting: deque[Arrival] = deque()
         self.running: list[_Running] = []
@@ -164,6 +163,29 @@ class Replica:
     def submit(self, arrival: Arrival) -> None:
         """Queue a request."""
         self.waiting.append(arrival)
+
+    def warm_up(self) -> None:
+        """Run steps of all sizes, with and without a draft, before the first request, as an engine does."""
+        size = 1
+        while size <= self._max_num_batched_tokens:
+            for k in (0, 3) if self._has_draft else (0,):
+                requests = max(1, min(size // (k + 1), self._max_num_seqs))
+                prefill = max(0, size - requests * (k + 1))
+                features = StepFeatures(
+                    target_tokens=requests * (k + 1) + prefill,
+                    context_tokens=16 * requests + prefill,
+                    num_requests=requests + bool(prefill),
+                    prefill_tokens=prefill,
+                    draft_batch_by_depth=(requests,) * k,
+                    draft_context_tokens=16 * requests * k,
+                    catchup_tokens=requests if k else 0,
+                )
+                for _ in range(2):
+                    seconds, _ = self._device.seconds(features, 16.0 * size, self.now, self._random)
+                    self.policy.observe(StepOutcome(Decision(), features, seconds, (), 0))
+                    self.now += seconds.total
+            size *= 2
+        self.now = 0.0
 
     def step(self) -> StepRecord | None:
         """Run one step and move the clock by what it took; None when there is nothing to do."""

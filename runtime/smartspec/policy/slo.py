@@ -43,7 +43,10 @@ class TpotGuard:
         self._age = 0
 
     def observe(self, outcome: StepOutcome) -> None:
-        """Learn how much prefill work comes with each token put out."""
+        """Learn how much prefill work comes with each token put out; steps that nobody decided upon, a warm-up's, say
+        nothing of the load."""
+        if outcome.decision.predicted_seconds <= 0.0:
+            return
         fade = 1.0 - 1.0 / RATIO_STEPS
         self._prefill_tokens = self._prefill_tokens * fade + outcome.features.prefill_tokens
         self._tokens_kept = self._tokens_kept * fade + outcome.tokens_kept

@@ -113,9 +113,9 @@ def test_a_request_starts_like_its_pair_and_ends_trusting_itself() -> None:
     survival = model.survival([row, row, row], ["r1", "poor", "new"], "draft", 2)
     assert survival[0, 0] == pytest.approx(0.7, abs=0.1)
     assert survival[1, 0] == pytest.approx(0.2, abs=0.12)
-    assert survival[2, 0] == pytest.approx(rates(model)[0])
+    assert rates(model)[0] <= survival[2, 0] <= rates(model)[0] + 0.1
     model.forget("poor")
-    assert model.survival([row], ["poor"], "draft", 1)[0, 0] == pytest.approx(rates(model)[0])
+    assert model.survival([row], ["poor"], "draft", 1)[0, 0] == pytest.approx(survival[2, 0], abs=0.05)
 
 
 @pytest.mark.parametrize(("differ", "low", "high"), [(0.0, 0.0, 0.09), (0.2, 0.14, 0.25)])

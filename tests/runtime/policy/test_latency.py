@@ -103,6 +103,18 @@ def test_one_straggler_does_not_move_the_model() -> None:
     assert model.predict(plain(16)).target == pytest.approx(before, rel=0.05)
 
 
+def test_a_straggler_where_nothing_was_known_is_found_out_at_once() -> None:
+    """The first step of its size took six times as long by accident; the second, as it should, sets it right."""
+    model, random = LatencyModel(), np.random.default_rng(8)
+    for _ in range(100):
+        model.observe(*step(4, random))
+    model.observe(*step(128, random, scale=6.0))
+    assert model.predict(plain(128)).target < 3 * MEASURED[128]
+    for _ in range(2):
+        model.observe(*step(128, random))
+    assert model.predict(plain(128)).target == pytest.approx(MEASURED[128], rel=0.15)
+
+
 def test_stragglers_now_and_then_do_not_bias_the_model() -> None:
     """With one step in fifty ten times as long the curve still holds within 10 %."""
     model, random = LatencyModel(), np.random.default_rng(3)
