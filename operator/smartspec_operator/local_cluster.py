@@ -174,6 +174,8 @@ class LocalCluster:
 
     def _update_routes(self) -> None:
         """Tell who is ready. A pod being deleted is not: what it has in hand it finishes, and nothing new arrives."""
+        for pod in self._pods.values():
+            pod.note(self._now())
         ready = [pod for pod in self._pods.values() if pod.ready]
         self._route({pod.name: pod.process.url for pod in ready if pod.process and pod.process.url})
         self.changed.set()

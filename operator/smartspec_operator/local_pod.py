@@ -19,7 +19,10 @@ class PodConfigError(ValueError):
 
 @dataclass(eq=False)
 class LocalPod:
-    """One pod: what it was made from, and the process that it is; no process where it could not be configured."""
+    """One pod: what it was made from, and the process that it is; no process where it could not be configured.
+
+    `changed` is when it last became ready, or ceased to be.
+    """
 
     name: str
     revision: str
@@ -29,11 +32,18 @@ class LocalPod:
     process: ReplicaProcess | None
     problem: str = ""
     terminating: bool = False
+    was_ready: bool = False
+    changed: datetime | None = None
 
     @property
     def ready(self) -> bool:
         """Whether it serves and is not being deleted."""
         return self.process is not None and self.process.ready and not self.terminating
+
+    def note(self, now: datetime) -> None:
+        """Remember *now* when readiness differs from what it was at the last call."""
+        if self.ready != self.was_ready:
+            self.was_ready, self.changed = self.ready, now
 
     def manifest(self, namespace: str) -> Manifest:
         """The pod as the API would show it."""
@@ -79,7 +89,13 @@ class LocalPod:
         address = {"podIP": "127.0.0.1"} if process is not None and process.ports is not None else {}
         return {
             "phase": "Running" if "running" in state else "Pending",
-            "conditions": [{"type": "Ready", "status": str(self.ready)}],
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": str(self.ready),
+                    "lastTransitionTime": (self.changed or self.created).strftime(TIME_FORMAT),
+                }
+            ],
             "containerStatuses": [status],
             **address,
         }

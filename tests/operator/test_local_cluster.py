@@ -1,5 +1,7 @@
 """The local cluster: a Deployment's manifest becomes processes, and their state reads as pods'."""
 
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from yarl import URL
 
 from smartspec_operator.cluster import NotOursError
 from smartspec_operator.local_cluster import LocalCluster
+from smartspec_operator.observe import read_pod
 from smartspec_operator.resource import ANNOTATION_DELETION_COST
 from waiting import until
 
@@ -117,7 +120,8 @@ async def test_a_pod_reads_as_kubernetes_would_show_it(here: Here) -> None:
     assert (await here.pods())[0]["status"]["phase"] == "Pending"
     await until(lambda: here.routes)
     (pod,) = await here.pods()
-    assert pod["status"]["conditions"] == [{"type": "Ready", "status": "True"}]
+    (ready,) = pod["status"]["conditions"]
+    assert (ready["type"], ready["status"]) == ("Ready", "True")
     ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
     assert here.routes == {pod["metadata"]["name"]: URL(f"http://{pod['status']['podIP']}:{ports['http']}")}
     async with here.session.get(f"http://127.0.0.1:{ports['admin']}/ready") as answer:
@@ -171,6 +175,21 @@ async def test_a_crash_shows_in_the_pod(here: Here) -> None:
     waiting = pod["status"]["containerStatuses"][0]["state"]["waiting"]
     assert waiting["reason"] == "CrashLoopBackOff"
     assert "error: no weights in crash" in waiting["message"]
+
+
+async def test_a_crash_counts_from_when_it_happened(here: Here) -> None:
+    """How long a pod has not been ready says whether it is given up: not how long ago it was made."""
+    await here.cluster.apply(deployment())
+    await until(lambda: here.routes)
+    (pod,) = here.cluster.pods
+    pod.created = datetime(2020, 1, 1, tzinfo=UTC)
+    assert pod.process is not None
+    assert pod.process.process_id is not None
+    os.kill(pod.process.process_id, signal.SIGKILL)
+    await until(lambda: not here.routes)
+    seen = read_pod((await here.pods())[0])
+    assert not seen.ready
+    assert (datetime.now(UTC) - seen.since).total_seconds() < 10
 
 
 async def test_a_missing_secret_is_named_and_the_pod_starts_once_it_comes(here: Here) -> None:
