@@ -129,6 +129,17 @@ def test_a_row_is_the_same_bits_in_any_company(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("window", [None, 19, 150])
+def test_decoding_row_by_row_gives_the_bits_of_one_prefill(window: int | None) -> None:
+    """Where a window begins, and where sums are cut, depends on the row and not on the tile that it shares."""
+    geometry = replace(PLAIN, window=window)
+    tables = tables_for([290], 16)
+    whole = Attention(CompiledAttention, geometry, 16)([(0, 0, 290)], tables)
+    attention = Attention(CompiledAttention, geometry, 16)
+    rows = [attention([(0, position, 1)], tables) for position in range(290)]
+    assert torch.equal(torch.cat(rows), whole)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_padding_rows_are_zero_and_touch_no_block(dtype: torch.dtype) -> None:
     """Rows past the segments belong to no one: nothing is written for them."""

@@ -1,6 +1,7 @@
 """The check at load catches what would be silently wrong."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,3 +96,25 @@ def test_geometry_is_read_from_the_calls() -> None:
     assert first.sinks is not None
     assert first.sinks.shape == (4,)
     assert [first.window, second.window] == [8, None]
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "window"),
+    [
+        ({"sliding_window": 5}, {"sliding_window": 7}, 7),
+        ({"sliding_window": 5}, {"sliding_window": None}, None),
+        ({"sliding_window": 5}, {}, 5),
+        ({"layer_idx": 0}, {}, 9),
+        ({"layer_idx": 1}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_window_comes_from_keyword_module_or_config(
+    own: dict[str, Any], options: dict[str, Any], window: int | None
+) -> None:
+    """In this order: a keyword of None is an answer too."""
+    module = torch.nn.Module()
+    own = {"config": SimpleNamespace(sliding_window=9, layer_types=["sliding_attention", "full_attention"])} | own
+    for name, value in own.items():
+        setattr(module, name, value)
+    assert attention._window(module, options) == window
