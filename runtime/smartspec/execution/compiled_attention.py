@@ -16,8 +16,8 @@ _NEXT, _TILES, _TABLES, _NUM_TILES = (_INDEX[n] for n in ("next_item", "tiles", 
 _FIRST_POINTER = _INDEX["query"]
 _STRIDES = slice(_INDEX["query_row"], _INDEX["value_head"] + 1)
 _POINTERS = slice(_FIRST_POINTER, _INDEX["out"] + 1)
-_ROWS_PER_THREAD = 1 << 15
-"""Elements of work (rows x heads x context x channels) below which waking another thread costs more than it brings."""
+_WORK_PER_THREAD = 1 << 17
+"""Multiply-adds of a layer for which another thread is worth its waking: about ten microseconds."""
 
 
 class CompiledAttention:
@@ -54,10 +54,9 @@ class CompiledAttention:
     def begin(self, batch: RaggedBatch) -> None:
         """Take a step's tiles and block tables."""
         self._batch = batch  # the kernel holds addresses into it
-        context = int((batch.tiles[:, 1] * (batch.tiles[:, 2] + batch.tiles[:, 1])).sum())
         geometry = self._layers[0]
-        work = context * geometry.num_heads * (geometry.key_dim + geometry.value_dim)
-        self._threads = max(1, min(torch.get_num_threads(), work // _ROWS_PER_THREAD))
+        work = batch.context_tokens * geometry.num_heads * (geometry.key_dim + geometry.value_dim)
+        self._threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
         for block in self._blocks:
             block[_NUM_TILES] = len(batch.tiles)
             block[_TILES] = batch.tiles.ctypes.data

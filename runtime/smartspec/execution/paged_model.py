@@ -55,7 +55,8 @@ class PagedModel:
         self.num_blocks, self.block_size, self.row_multiple = num_blocks, block_size, row_multiple
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self.device = model.device
-        self._work_per_row = sum(p.numel() for p in model.parameters()) if hurries and self.device.type == "cpu" else 0
+        self._hurries = hurries and self.device.type == "cpu"
+        self._num_parameters: int = sum(p.numel() for p in model.parameters())
         caches = allocate(self.layers, num_blocks=num_blocks, block_size=block_size, device=self.device)
         kinds = {layer.dtype for layer in self.layers}
         compiled = self.device.type == "cpu" and kinds in ({torch.float32}, {torch.bfloat16})
@@ -79,16 +80,24 @@ class PagedModel:
     def forward(self, segments: Sequence[Segment]) -> torch.Tensor:
         """float32 logits [sum(num_logits), vocab], rows in segment order; keys and values of all rows are stored."""
         batch = pack(segments, self.block_size, row_multiple=self.row_multiple)
-        self.attention.begin(batch)
-        if 0 < self._work_per_row * len(batch.input_ids) <= _SERIAL_WORK and (threads := torch.get_num_threads()) > 1:
-            torch.set_num_threads(1)
-            try:
-                return self._run(batch)
-            finally:
-                torch.set_num_threads(threads)
-        return self._run(batch)
+        threads = torch.get_num_threads()
+        if threads == 1 or not self._is_small(batch):
+            return self._run(batch)
+        torch.set_num_threads(1)
+        try:
+            return self._run(batch)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _is_small(self, batch: RaggedBatch) -> bool:
+        if not self._hurries:
+            return False
+        attention = sum(g.num_heads * (g.key_dim + g.value_dim) for g in self.layers)
+        work = len(batch.input_ids) * self._num_parameters + batch.context_tokens * attention
+        return work <= _SERIAL_WORK
 
     def _run(self, batch: RaggedBatch) -> torch.Tensor:
+        self.attention.begin(batch)
         self._next_layer = 0
         with answering(self):
             logits: torch.Tensor = self.model(

@@ -30,6 +30,11 @@ class RaggedBatch:
     logit_rows: Ints
     num_rows: int
 
+    @property
+    def context_tokens(self) -> int:
+        """Positions that all rows attend to, in sum, within a tile's rows: a measure of attention's work."""
+        return int((self.tiles[:, 1] * (self.tiles[:, 2] + self.tiles[:, 1])).sum())
+
 
 def pack(segments: Sequence[Segment], block_size: int, *, row_multiple: int = 1) -> RaggedBatch:
     """Pack *segments*, padding the rows to a multiple of *row_multiple*. Raises ValueError for a segment without
