@@ -42,7 +42,7 @@ test: $(READY) ## everything that must hold before a change lands
 	@VENV="$(VENV)" scripts/test all
 
 bench: $(READY) $(TARGET)/model.safetensors ## measure, side by side in one run
-	@$(BIN)/python benchmarks/run.py
+	@PYTHONPATH=examples $(BIN)/python benchmarks/adaptive.py
 
 soak: $(READY) ## the long tests
 	@VENV="$(VENV)" scripts/test soak
