@@ -168,6 +168,17 @@ def test_priors_travel_whole() -> None:
     assert rates(heir)[:3] == pytest.approx(rates(model)[:3], abs=0.05)
 
 
+def test_requests_that_come_and_go_never_share_evidence() -> None:
+    """Whoever is still running keeps its own estimate while others leave and newcomers take their places."""
+    model, row = AcceptanceModel(), row_of("draft", "greedy")
+    for number in range(100):
+        model.observe([outcome(1, 1, request="lucky")] + [outcome(1, 0, request=f"r{number + i}") for i in (0, 1)], 3)
+        model.forget(f"r{number}")
+    lucky, newcomer = model.survival([row, row], ["lucky", "r100"], "draft", 1)[:, 0]
+    assert lucky > 0.8
+    assert newcomer < 0.4
+
+
 def test_memory_of_finished_requests_is_given_back() -> None:
     """Thousands of requests that came and went leave nothing behind."""
     model = AcceptanceModel()

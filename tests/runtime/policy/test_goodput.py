@@ -147,6 +147,18 @@ def test_speculation_may_keep_a_target_that_plain_decoding_breaks() -> None:
     assert found.tpot_seconds <= 0.012
 
 
+def test_the_target_comes_before_goodput() -> None:
+    """Where the plan of most goodput makes the unlucky request's tokens too slow, a slower one that does not is taken:
+    the target holds for every request, not for their mean."""
+    rates, none = [[0.95] * 4, [0.05] * 4], [[0.0] * 4] * 2
+    given_costs = costs(0, 2, 0.0)
+    free = optimise(problem(none, lookup=rates), given_costs, rate=50.0)
+    slowest = evaluate(problem(none, lookup=rates), given_costs, free.num_tokens, free.uses_draft).tpot_seconds
+    bound = optimise(problem(none, lookup=rates, target=0.95 * slowest), given_costs, rate=50.0)
+    assert bound.tpot_seconds <= 0.95 * slowest
+    assert 0 < bound.num_tokens.sum() < free.num_tokens.sum()
+
+
 @pytest.mark.parametrize(
     ("acceptance", "requests", "curve", "forward", "expected"),
     [
