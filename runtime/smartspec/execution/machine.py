@@ -60,3 +60,22 @@ def pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
+    """Ask for *count* elements of *array* from index *start* on to be brought near."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        line = 64 // context.get_abi_sizeof(data.type.pointee)
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        begin, index = args[1], args[1].type
+        with cgutils.for_range_slice(builder, index(0), args[2], index(line)) as (offset, _):
+            address = builder.bitcast(builder.gep(data, [builder.add(begin, offset)]), byte)
+            builder.call(function, [address, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
