@@ -20,6 +20,11 @@ from smartspec.policy.regression import Array
 Ints = NDArray[np.intp]
 Curve = Callable[[NDArray[Any]], Array]
 
+GOOD_GUESS = 1.25
+"""A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
+FEW_TORN = 2
+"""Up to so many requests with both a draft and a match, every way to give each one proposer is tried."""
+
 _Choice = TypeVar("_Choice", "Plan", "_Point")
 
 FORCED = 1e6
@@ -108,9 +113,10 @@ def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float = 0.0
     and refined here. *drafting* says whether the draft was used in the last step, and *margin* by what share the
     other way (with the draft, without it) must be better to be taken instead: 0.02 is 2 %.
     """
-    found: list[Plan] = []
-    for assigned in _assignments(problem, costs, rate):
-        found.extend(_scan(problem, costs, assigned, rate))
+    found = [plan for way in _assignments(problem, costs, rate) for plan in _scan(problem, costs, way, rate)]
+    reached = max(plan.goodput for plan in found)
+    if not 1.0 / GOOD_GUESS < reached / rate < GOOD_GUESS and _costs_differ(problem, costs):
+        found += [plan for way in _assignments(problem, costs, reached) for plan in _scan(problem, costs, way, reached)]
     without = _best([p for p in found if not p.uses_draft.any()], problem.tpot_target_seconds)
     using = _best([p for p in found if p.uses_draft.any()], problem.tpot_target_seconds)
     if without is None or using is None:
@@ -124,6 +130,12 @@ def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float = 0.0
         assert best is not None
         return best
     return leave if leave.goodput > stay.goodput * (1.0 + margin) else stay
+
+
+def _costs_differ(problem: Problem, costs: Costs) -> bool:
+    """Whether nodes of equal gain may cost differently, so that their order depends on what a second is worth."""
+    by_lag = problem.first_rows.max() > 2.0
+    return bool(by_lag or costs.draft_context > 0.0 or (problem.lookup[:, 0] > 0).any())
 
 
 def _best(plans: list[_Choice], target: float | None) -> _Choice | None:
@@ -141,6 +153,11 @@ def _assignments(problem: Problem, costs: Costs, rate: float) -> list[NDArray[np
         return [can_draft]
     if not can_draft.any():
         return [np.zeros_like(can_draft)]
+    torn = np.flatnonzero(can_draft & can_copy)
+    if len(torn) <= FEW_TORN:
+        ways = np.repeat(can_draft[None, :], 2 ** len(torn), axis=0)
+        ways[:, torn] = np.indices((2,) * len(torn), dtype=bool).reshape(len(torn), -1).T
+        return list(ways)
     # By value: what each chain is worth to its request when a second is worth `rate` tokens and nodes cost their slope.
     nodes = np.array([0.0, float(min(problem.max_nodes, 4 * len(can_draft)))])
     slope = float(np.diff(costs.target(nodes))[0] / max(nodes[1], 1.0))
