@@ -16,7 +16,7 @@ from smartspec.execution.ragged import pack
 from smartspec.execution.torch_attention import TorchAttention
 
 CPU = torch.device("cpu")
-NUM_BLOCKS = 48
+NUM_BLOCKS = 192
 PLAIN = LayerGeometry(4, 2, 32, 32, torch.float32, 0.2)
 
 
