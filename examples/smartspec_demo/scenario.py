@@ -27,8 +27,8 @@ class Script:
     idle_pairs: int = 8
     idle_tokens: int = 64
     idle_max_seconds: float = 40.0
-    busy_seconds: float = 10.0
-    busy_clients: int = 4
+    busy_seconds: float = 8.0
+    busy_clients: int = 3
     flood_clients: int = 72
     flood_tokens: int = 48
     flood_min_seconds: float = 15.0

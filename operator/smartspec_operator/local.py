@@ -36,7 +36,7 @@ from smartspec_operator.world import Due, Timing
 
 IMAGE = "this-machine"
 DEBOUNCE_SECONDS = 0.1
-MIN_TUNING_SECONDS, MIN_SCALING_SECONDS = 3.0, 5.0
+MIN_TUNING_SECONDS, MIN_SCALING_SECONDS = 2.0, 4.0
 """Shorter than on Kubernetes: everything is near, and somebody is watching."""
 
 

@@ -167,7 +167,8 @@ def _answer_down(
         (not seen.serving, "Starting", "no replica is ready yet"),
         (seen.rolling, "Rolling", "replicas are being replaced"),
         (bool(seen.pending), "Pending", f"{len(seen.pending)} replicas are starting"),
-        (fleet.waiting > 0, "Queue", f"{fleet.waiting} requests wait"),
+        # A request that came during a step waits for the next one: a look at the wrong moment is no queue yet.
+        (fleet.waiting > fleet.size, "Queue", f"{fleet.waiting} requests wait"),
         (met is not None and met < slo.percentile / 100, "Objectives", "objectives are missed"),
         (policy.state.ceiling is not None, "SpeculationCut", "speculation is cut for lack of memory"),
     ]

@@ -113,7 +113,7 @@ STAYS = {
     "no replica answers": seen(replica("a", Failure("timeout")), replica("b", Failure("timeout"))),
     "a replica starts": seen(replica("a", AT_REST), pending("b")),
     "nothing is ready yet": seen(pending("a"), pending("b")),
-    "requests wait": seen(replica("a", AT_REST), replica("b", load(num_requests_waiting=1))),
+    "requests wait": seen(replica("a", AT_REST), replica("b", load(num_requests_waiting=3))),
     "pods are replaced": seen(replica("a", AT_REST), replica("b", AT_REST), rolling=True),
     "requests run and nothing is known of capacity": seen(
         replica("a", AT_REST), replica("b", load(num_requests_running=1))
@@ -127,6 +127,13 @@ def test_replicas_stay_while(why: str) -> None:
     past = history(*long_at(2).scaling, recommendations=(Recommendation(later(-7200), 1),))
     assert decide(STAYS[why], past, chosen=policy()).desired == 2
     assert decide(seen(replica("a", AT_REST), replica("b", AT_REST)), past, chosen=policy()).desired == 1
+
+
+def test_a_request_that_arrives_just_then_is_no_queue() -> None:
+    """It waits for the step in progress to end, and would restart the window each time it is seen."""
+    past = history(*long_at(2).scaling, recommendations=(Recommendation(later(-7200), 1),))
+    seen_at_arrival = seen(replica("a", AT_REST), replica("b", load(num_requests_waiting=1)))
+    assert decide(seen_at_arrival, past, chosen=policy()).desired == 1
 
 
 @pytest.mark.parametrize(("tokens_per_second", "expected"), [(300.0, 1), (350.0, 2)])
