@@ -113,7 +113,7 @@ STAYS = {
     "no replica answers": seen(replica("a", Failure("timeout")), replica("b", Failure("timeout"))),
     "a replica starts": seen(replica("a", AT_REST), pending("b")),
     "nothing is ready yet": seen(pending("a"), pending("b")),
-    "requests wait": seen(replica("a", AT_REST), replica("b", load(num_requests_waiting=3))),
+    "requests wait": seen(replica("a", AT_REST), replica("b", load(num_requests_running=4, num_requests_waiting=3))),
     "pods are replaced": seen(replica("a", AT_REST), replica("b", AT_REST), rolling=True),
     "requests run and nothing is known of capacity": seen(
         replica("a", AT_REST), replica("b", load(num_requests_running=1))
