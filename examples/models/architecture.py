@@ -16,7 +16,7 @@ LONGEST = 2048
 
 
 def target_config() -> LlamaConfig:
-    """11.7 M parameters; groups of two query heads of 64 channels, which benchmarks/inflate.py widens as they are."""
+    """11.8 M parameters; groups of two query heads of 64 channels, which benchmarks/inflate.py widens as they are."""
     return _config(hidden=384, layers=7, heads=6, kv_heads=3, head_dim=64, mlp=1024)
 
 
