@@ -1,5 +1,6 @@
 """A control plane for the session, the operator under its own service account, and a namespace for each test."""
 
+import json
 import os
 import socket
 import subprocess
@@ -61,8 +62,11 @@ def _free_port() -> int:
 def kubectl(kubeconfig: Path) -> Callable[..., str]:
     """kubectl as an administrator: arguments and standard input in, standard output back."""
 
+    path = kubeconfig.with_name("kubectl.path")
+    program = path.read_text().strip() if path.exists() else "kubectl"
+
     def run(*arguments: str, stdin: str | None = None) -> str:
-        command = ["kubectl", f"--kubeconfig={kubeconfig}", *arguments]
+        command = [program, f"--kubeconfig={kubeconfig}", *arguments]
         done = subprocess.run(command, input=stdin, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -79,7 +83,11 @@ def operator(
     kubectl("apply", "--validate=false", "-f", str(ROOT / "crds"))
     kubectl("apply", "-f", str(ROOT / "examples/operator/rbac.yaml"))
     kubectl("wait", "--for=condition=Established", "crd/smartspecs.smartspec.io", "--timeout=20s")
-    token = kubectl("create", "token", "smartspec-operator", "-n", "smartspec-system").strip()
+    # What `kubectl create token` asks for, which kubectl does not know before 1.24.
+    account = "/api/v1/namespaces/smartspec-system/serviceaccounts/smartspec-operator/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    answer = kubectl("create", "--raw", account, "-f", "-", stdin=json.dumps(request))
+    token = json.loads(answer)["status"]["token"]
     limited = yaml.safe_load(kubeconfig.read_text())
     limited["users"] = [{"name": limited["contexts"][0]["context"]["user"], "user": {"token": token}}]
     (folder / "operator.conf").write_text(yaml.safe_dump(limited))
