@@ -4,7 +4,7 @@
 
 A benchmark of speculative decoding needs a target that costs what a served model costs and a draft that predicts it
 well, and no model hub is within reach of a test machine. The example pair predicts well and costs nothing, so this
-gives its target the cost: the same text and the same acceptance, at the size asked for (193 M parameters by default).
+gives its target the cost: the same text and the same acceptance, at the size asked for (190 M parameters by default).
 
 How the function is preserved, going from hidden size h to H:
 

@@ -1,8 +1,8 @@
 """Data-parallel workers on one machine: processes of one thread each, which meet once per step.
 
 Threads inside the operators meet thousands of times per step instead, at every operator's barrier, and each meeting
-waits for the slowest. On a machine that does other work as well, three processes were several times as fast as three
-threads.
+waits for the slowest. Training the target took 4.2 s per step with three threads and 3.4 s with three processes, and
+other work on the machine slows the processes by the time it takes from them rather than by several times that.
 """
 
 from __future__ import annotations
