@@ -37,7 +37,7 @@ class Script:
     burst_rounds: int = 3
     burst_seconds: float = 5.0
     burst_tokens: int = 32
-    burst_max_seconds: float = 60.0
+    burst_max_seconds: float = 75.0
     calm_max_seconds: float = 60.0
     calm_pause: float = 1.0
     calm_settle: float = 3.0
@@ -143,7 +143,7 @@ class Scenario:
         size = min(max(affordable, script.flood_clients), 2 * script.flood_clients)
         started = self.clock()
         for turn in range(script.burst_rounds):
-            if turn and self.clock() - started > script.burst_max_seconds * turn / script.burst_rounds:
+            if turn and (self.clock() - started) * (turn + 1) / turn > script.burst_max_seconds:
                 break
             work = list(itertools.islice(prompts, size))
             for mode in MODES[turn % 3 :] + MODES[: turn % 3]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-from smartspec_demo.load import FIXED_TOKENS, Sample
+from smartspec_demo.load import FIXED_TOKENS, Mode, Sample
 from smartspec_demo.monitor import Snapshot
 from smartspec_demo.scenario import Course
 
@@ -27,7 +27,10 @@ class Claim:
 def summarize(
     samples: Sequence[Sample], snapshots: Sequence[Snapshot], course: Course, hardware: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of `summary.json`; a value is None where nothing was measured."""
+    """The content of `summary.json`; a value is None where nothing was measured.
+
+    Of a mode's bursts the median counts: one that the machine disturbed says nothing about the mode.
+    """
     latencies = {
         mode: _mean([s.latency for s in samples if s.phase == "idle" and s.mode == mode and not s.error])
         for mode in ("request", "off")
@@ -44,8 +47,10 @@ def summarize(
         "acceptance_rate_flood": _rounded(course.flood.acceptance),
         "mean_latency_idle_seconds": {mode: _rounded(value) for mode, value in latencies.items()},
         "tokens_per_second_flood": {
-            mode if mode != "fixed" else f"fixed_{FIXED_TOKENS}": _rounded(_mean(speeds), 1)
-            for mode, speeds in course.bursts.items()
+            _key(mode): _rounded(median(speeds) if speeds else None, 1) for mode, speeds in course.bursts.items()
+        },
+        "bursts_tokens_per_second": {
+            _key(mode): [round(speed, 1) for speed in speeds] for mode, speeds in course.bursts.items()
         },
         "goodput_flood": {
             "predicted": _rounded(course.flood.predicted_goodput, 1),
@@ -106,6 +111,10 @@ def _changes(snapshots: Sequence[Snapshot]) -> list[dict[str, Any]]:
         if not changes or any(changes[-1][key] != value for key, value in counts.items()):
             changes.append({"at": round(snapshot.at, 1), "phase": snapshot.phase, **counts})
     return changes
+
+
+def _key(mode: Mode) -> str:
+    return f"fixed_{FIXED_TOKENS}" if mode == "fixed" else mode
 
 
 def _mean(values: Sequence[float]) -> float | None:
