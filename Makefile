@@ -15,7 +15,7 @@ TORCH_INDEX   ?=
 
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-TARGET := .cache/models/stdlib-target-193m
+TARGET := .cache/models/stdlib-target-190m
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench soak clean

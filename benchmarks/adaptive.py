@@ -4,7 +4,7 @@ One server, one model pair, the same prompts: the policy is switched over the ad
 a round, and each round starts with another one, so that whatever else the machine does weighs on all alike. What is
 printed are medians over rounds, with the losses beside the wins.
 
-    make bench                                      # on the bundled pair, inflated to 193 M parameters
+    make bench                                      # on the bundled pair, inflated to 190 M parameters
     python benchmarks/adaptive.py TARGET DRAFT --concurrency 1 8 32
 """
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -32,6 +32,7 @@ from rich.table import Table
 from yarl import URL
 
 from smartspec_demo.load import Clients, read_prompts
+from smartspec_demo.monitor import parse
 
 ROOT = Path(__file__).parents[1]
 KEY = "benchmark"  # of a server that listens on loopback for the time of this run
@@ -60,7 +61,8 @@ POLICIES = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """One burst: *concurrency* clients, closed loop; mean end-to-end latency in seconds, and tokens per second."""
+    """One burst of *concurrency* clients, closed loop: tokens per second until its last prompt was sent, because from
+    then on the load falls, and mean end-to-end latency in seconds of all its requests."""
 
     policy: str
     concurrency: int
@@ -102,29 +104,51 @@ async def measure(
         bar = progress.add_task("measuring", total=len(concurrencies) * rounds * len(POLICIES))
         async with server(target, draft, arguments) as (url, admin), ClientSession() as session:
             clients = Clients(session, url, "model", prompts, clock=time.perf_counter)
+            prompt = clients.prompts()
             for concurrency in concurrencies:
                 # The first burst of a size pays for touching memory, and lets the models see the load: no one's time.
                 await clients.burst(
                     prompts[:concurrency], phase="warm-up", mode="request", max_tokens=tokens, concurrency=concurrency
                 )
                 for turn in range(rounds):
-                    # At least four requests, and two waves where one is large: no wave ends all at once.
-                    work = list(islice(clients.prompts(), max(4, 2 * concurrency)))
+                    work = list(islice(prompt, max(5, 2 * concurrency)))
                     for policy in (*POLICIES[turn % len(POLICIES) :], *POLICIES[: turn % len(POLICIES)]):
                         generation += 1
                         await _switch(session, admin, policy, generation)
                         phase = f"{policy.name}/{concurrency}/{turn}"
-                        seconds = await clients.burst(
-                            work, phase=phase, mode="request", max_tokens=tokens, concurrency=concurrency
-                        )
+                        speed = await _burst(clients, session, url, work, phase, tokens, concurrency)
                         samples = [sample for sample in clients.samples if sample.phase == phase]
                         if failed := [sample.error for sample in samples if sample.error]:
                             raise SystemExit(f"{len(failed)} of {len(samples)} requests failed: {failed[0]}")
                         latency = sum(sample.latency for sample in samples) / len(samples)
-                        speed = len(work) * tokens / seconds
                         results.append(Measurement(policy.name, concurrency, turn, speed, latency))
                         progress.update(bar, advance=1, description=f"{concurrency} at once, {policy.name}")
     return results
+
+
+async def _burst(
+    clients: Clients, session: ClientSession, url: URL, work: Sequence[str], phase: str, tokens: int, concurrency: int
+) -> float:
+    """Send all of *work*; tokens per second until the last prompt is sent."""
+    sent = asyncio.Event()
+
+    def until_sent() -> Iterator[str]:
+        yield from work
+        sent.set()
+
+    before, started = await _tokens_kept(session, url), time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(
+            clients.burst(until_sent(), phase=phase, mode="request", max_tokens=tokens, concurrency=concurrency)
+        )
+        await sent.wait()
+        during, seconds = await _tokens_kept(session, url) - before, time.perf_counter() - started
+    return during / seconds
+
+
+async def _tokens_kept(session: ClientSession, url: URL) -> float:
+    async with session.get(url / "metrics") as answer:
+        return parse(await answer.text()).counters.kept
 
 
 def medians(results: Sequence[Measurement]) -> dict[int, dict[str, float]]:
@@ -181,7 +205,7 @@ def machine_name() -> str:
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("target", type=Path, nargs="?", default=ROOT / ".cache/models/stdlib-target-193m")
+    parser.add_argument("target", type=Path, nargs="?", default=ROOT / ".cache/models/stdlib-target-190m")
     parser.add_argument("draft", type=Path, nargs="?", default=ROOT / "examples/models/stdlib-draft")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)

@@ -27,7 +27,7 @@ from smartspec_demo.table import view
 EXAMPLES = Path(__file__).resolve().parent.parent
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
-TITLE = "SmartSpec: the stdlib pair, inflated to 193 M parameters, under a changing load"
+TITLE = "SmartSpec: the stdlib pair, inflated to 190 M parameters, under a changing load"
 
 
 @asynccontextmanager

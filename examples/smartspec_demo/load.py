@@ -96,7 +96,7 @@ class Clients:
             await self.complete(prompt, phase=phase, mode=mode, max_tokens=max_tokens)
 
     async def burst(
-        self, prompts: Sequence[str], *, phase: str, mode: Mode, max_tokens: int, concurrency: int
+        self, prompts: Iterable[str], *, phase: str, mode: Mode, max_tokens: int, concurrency: int
     ) -> float:
         """All of *prompts*, at most *concurrency* at once; returns how many seconds they took together."""
         left = iter(prompts)

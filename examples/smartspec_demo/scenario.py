@@ -6,7 +6,7 @@ that whatever else the machine does weighs on both alike.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -35,9 +35,8 @@ class Script:
     flood_max_seconds: float = 70.0
     flood_settle: float = 4.0
     burst_rounds: int = 3
-    burst_seconds: float = 5.0
-    burst_tokens: int = 32
-    burst_max_seconds: float = 75.0
+    burst_tokens: int = 24
+    burst_max_seconds: float = 85.0
     calm_max_seconds: float = 60.0
     calm_pause: float = 1.0
     calm_settle: float = 3.0
@@ -61,8 +60,8 @@ class Phase:
 class Course:
     """What the scenario measured itself; requests are in the clients' samples, seconds in the monitor's snapshots.
 
-    `idle` adds up what replicas counted during idle requests under `request`. `bursts` holds, by mode, the tokens per
-    second of each burst.
+    `idle` adds up what replicas counted during idle requests under `request`. `bursts` holds, by mode, the tokens kept
+    per second of each burst while it flooded the replicas.
     """
 
     phases: list[Phase] = field(default_factory=list)
@@ -136,24 +135,41 @@ class Scenario:
             self.course.flood += await self.monitor.total() - before
 
     async def _compare(self) -> None:
-        """Bursts of equal work in each mode, in turn, each mode once in each place of a round."""
+        """The same prompts in each mode, in turn, each mode going first in one round."""
         script, prompts = self.script, self.clients.prompts()
-        # Long enough to fill every replica, short enough for nine of them.
-        affordable = int(self._flood_speed() * script.burst_seconds / script.burst_tokens)
-        size = min(max(affordable, script.flood_clients), 2 * script.flood_clients)
         started = self.clock()
         for turn in range(script.burst_rounds):
             if turn and (self.clock() - started) * (turn + 1) / turn > script.burst_max_seconds:
                 break
-            work = list(itertools.islice(prompts, size))
+            work = list(itertools.islice(prompts, 2 * script.flood_clients))
             for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
-                before = await self.monitor.total()
-                seconds = await self.clients.burst(
-                    work, phase="compare", mode=mode, max_tokens=script.burst_tokens, concurrency=script.flood_clients
+                await self._burst(work, mode)
+
+    async def _burst(self, work: Sequence[str], mode: Mode) -> None:
+        """All of *work*; the speed counts until the last prompt is sent, for from then on places fall empty, and how
+        fast a mode ends says nothing of how it stands a flood."""
+        script, sent = self.script, asyncio.Event()
+
+        def until_sent() -> Iterator[str]:
+            yield from work
+            sent.set()
+
+        before, started = await self.monitor.total(), self.clock()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                self.clients.burst(
+                    until_sent(),
+                    phase="compare",
+                    mode=mode,
+                    max_tokens=script.burst_tokens,
+                    concurrency=script.flood_clients,
                 )
-                self.course.bursts[mode].append(len(work) * script.burst_tokens / seconds)
-                if mode == "request":
-                    self.course.flood += await self.monitor.total() - before
+            )
+            await sent.wait()
+            during, seconds = await self.monitor.total() - before, self.clock() - started
+        self.course.bursts[mode].append(during.kept / seconds)
+        if mode == "request":
+            self.course.flood += during
 
     async def _calm(self) -> None:
         """A single client, until the second replica has gone."""
@@ -172,12 +188,6 @@ class Scenario:
             group.create_task(self.clients.keep_up(concurrency, done, phase=phase, max_tokens=max_tokens, pause=pause))
             yield
             done.set()
-
-    def _flood_speed(self) -> float:
-        """Tokens per second of the last seconds of the flood."""
-        last = [snapshot for snapshot in self.monitor.snapshots if snapshot.phase == "flood"][-8:]
-        seconds = sum(snapshot.seconds for snapshot in last)
-        return sum(snapshot.counters.generated for snapshot in last) / seconds if seconds else 0.0
 
     def _ready(self) -> int:
         return sum(pod["ready"] for pod in self.monitor.status().get("pods", ()))
