@@ -97,7 +97,7 @@ async def measure(
     target: Path, draft: Path, concurrencies: Sequence[int], rounds: int, tokens: int, arguments: Sequence[str]
 ) -> list[Measurement]:
     """Every policy at every concurrency, *rounds* times, in turns."""
-    prompts = [p for p in read_prompts((ROOT / "examples/models/prompts.jsonl").read_text()) if len(p) < 400]
+    prompts = read_prompts((ROOT / "examples/models/prompts.jsonl").read_text())
     results: list[Measurement] = []
     generation = int(time.time())
     with Progress(console=Console(stderr=True)) as progress:

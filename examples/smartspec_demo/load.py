@@ -19,6 +19,7 @@ SPECULATION: dict[Mode, dict[str, Any]] = {
     "fixed": {"mode": "fixed", "max_tokens": FIXED_TOKENS},
 }
 MAX_THROTTLED = 20
+LONGEST_PROMPT_CHARACTERS = 400
 ERROR_PAUSE_SECONDS = 0.5
 """A client that fails at once must not try again ten thousand times a second."""
 
@@ -158,5 +159,7 @@ class Clients:
 
 
 def read_prompts(text: str) -> list[str]:
-    """The prompts of a JSON Lines file whose objects have a field `prompt`."""
-    return [json.loads(line)["prompt"] for line in text.splitlines() if line.strip()]
+    """The short prompts of a JSON Lines file whose objects have a field `prompt`: long ones would make equal requests
+    unequal work."""
+    prompts: list[str] = [json.loads(line)["prompt"] for line in text.splitlines() if line.strip()]
+    return [prompt for prompt in prompts if len(prompt) <= LONGEST_PROMPT_CHARACTERS]

@@ -141,7 +141,7 @@ class Scenario:
         for turn in range(script.burst_rounds):
             if turn and (self.clock() - started) * (turn + 1) / turn > script.burst_max_seconds:
                 break
-            work = list(itertools.islice(prompts, 2 * script.flood_clients))
+            work = list(itertools.islice(prompts, 3 * script.flood_clients // 2))
             for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
                 await self._burst(work, mode)
 

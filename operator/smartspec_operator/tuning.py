@@ -145,12 +145,13 @@ def _queued(
 
 
 def _settled(wanted: int | None, old: int | None, most: int) -> int | None:
-    """*wanted*, or *old* while it is near enough; None where it would not tighten *most*."""
-    if wanted is None or wanted >= most:
+    """*wanted*, or *old* while it is near enough; None where it would not tighten *most*, which is what None means."""
+    if wanted is None:
         return None
-    if old is not None and abs(wanted - old) <= ADMISSION_STEP * old:
+    before = most if old is None else old
+    if abs(min(wanted, most) - before) <= ADMISSION_STEP * before:
         return old
-    return wanted
+    return wanted if wanted < most else None
 
 
 def _priors(seen: Observation, old: PolicySettings | None) -> Priors | None:
