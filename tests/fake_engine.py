@@ -68,6 +68,7 @@ class FakeEngine:
         tokens_per_step: int = 2,
         max_num_seqs: int = 8,
         max_queued_requests: int = 8,
+        num_cached_tokens: int = 0,
     ) -> None:
         self.info = INFO
         self.tokenizer = CharacterTokenizer()
@@ -80,6 +81,7 @@ class FakeEngine:
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
         self._max_num_seqs = max_num_seqs
+        self._num_cached_tokens = num_cached_tokens
         self._max_queued_requests = max_queued_requests
         self._settings = PolicySettings()
         self._observers: list[Callable[[StepStats], None]] = []
@@ -141,6 +143,7 @@ class FakeEngine:
                 text=text, token_ids=tuple(map(ord, text)), num_prompt_tokens=len(request.prompt_token_ids),
                 num_generation_tokens=sequence.num_sent, logprobs=(-0.5,) * len(text) if logprobs else (),
                 token_texts=tuple(text) if logprobs else (), finish_reason="length" if done else None,
+                num_cached_tokens=self._num_cached_tokens,
             )
         )  # fmt: skip
         return len(text)

@@ -72,6 +72,8 @@ class IntegerProposer:
     block_size: int
     num_forwards: int = 0
     num_fed_tokens: int = 0
+    target_cache: PagedTokens | None = None
+    """When given, what the draft has seen must be what the target has seen: else it only guesses."""
 
     def __post_init__(self) -> None:
         self.cache = PagedTokens(self.block_size)
@@ -89,6 +91,9 @@ class IntegerProposer:
         self.num_fed_tokens += len(scheduled.catchup_token_ids)
         length = start + len(scheduled.catchup_token_ids)
         assert length == scheduled.start + 1, "the draft is fed up to and including the newest token"
+        if self.target_cache is not None:
+            seen = self.target_cache.read(table, scheduled.start)
+            assert self.cache.read(table, scheduled.start) == seen, "the draft lacks what the target knows"
         drafted: list[int] = []
         for depth in range(scheduled.num_speculative_tokens):
             self.num_forwards += 1

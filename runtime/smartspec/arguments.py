@@ -81,6 +81,9 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--max-queued-requests", type=int, default=scheduler.max_queued_requests, help="more than this get a 429"
     )
     group.add_argument("--block-size", type=int, default=scheduler.block_size, help="tokens in a block of the KV cache")
+    group.add_argument(
+        "--no-prefix-caching", action="store_true", help="compute every prompt from its start, whoever asked before"
+    )
     size = group.add_mutually_exclusive_group()
     size.add_argument("--num-blocks", type=int, metavar="N", help="size of the KV cache in blocks")
     size.add_argument("--kv-cache-memory", type=_bytes, metavar="BYTES", help="the same as a size, such as 512MiB")
@@ -155,6 +158,7 @@ def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str]
             block_size=arguments.block_size,
             kv_cache_memory_bytes=arguments.kv_cache_memory,
             num_blocks=arguments.num_blocks,
+            prefix_caching=not arguments.no_prefix_caching,
         ),
         speculation=SpeculationConfig(
             policy=arguments.policy,

@@ -43,6 +43,7 @@ class SchedulerConfig:
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     num_blocks: int | None = None
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):

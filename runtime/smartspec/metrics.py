@@ -87,6 +87,12 @@ CACHE_CONFIG_INFO = Metric(
     "vllm:cache_config_info", "info", "Size of the KV cache in blocks, and of a block in tokens.",
     ("block_size", "num_gpu_blocks", "cache_dtype"),
 )  # fmt: skip
+PREFIX_CACHE_QUERIES = Metric(
+    "vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache."
+)
+PREFIX_CACHE_HITS = Metric(
+    "vllm:prefix_cache_hits_total", "counter", "Prompt tokens found there, computed for an earlier request."
+)
 
 # vLLM's names: what was served.
 PROMPT_TOKENS = Metric("vllm:prompt_tokens_total", "counter", "Prompt tokens of requests that began to answer.")

@@ -32,12 +32,13 @@ def test_every_flag_lands_in_its_place() -> None:
         "--max-num-seqs", 3, "--max-num-batched-tokens", 99, "--max-queued-requests", 4, "--num-blocks", 5,
         "--block-size", 8, "--policy", "fixed", "--num-speculative-tokens", 6, "--verification", "coupled",
         "--no-prompt-lookup", "--threads", 2, "--drain-timeout", 7, "--lame-duck", 8, "--max-connection-age", 9,
-        "--trust-remote-code", "--seed", 10,
+        "--trust-remote-code", "--seed", 10, "--no-prefix-caching",
     )  # fmt: skip
     model, scheduler, speculation, server = config.model, config.scheduler, config.speculation, config.server
     assert (model.draft, model.dtype, model.device, model.name) == ("d", "bfloat16", "cpu", "n")
     assert (model.revision, model.draft_revision, model.max_model_len) == ("r", "s", 64)
     assert (model.trust_remote_code, model.seed, config.num_threads) == (True, 10, 2)
+    assert not scheduler.prefix_caching
     assert (scheduler.max_num_seqs, scheduler.max_num_batched_tokens, scheduler.max_queued_requests) == (3, 99, 4)
     assert (scheduler.num_blocks, scheduler.block_size) == (5, 8)
     assert (speculation.policy, speculation.num_speculative_tokens) == ("fixed", 6)

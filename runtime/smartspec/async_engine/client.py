@@ -178,6 +178,7 @@ class AsyncEngine(Generic[D]):
                     noise_seed=seed,
                     arrival_time=stream.arrival_time,
                     speculation=request.speculation,
+                    cache_salt=request.cache_salt,
                     eos_token_ids=loaded.eos_token_ids,
                     verifier=self._verifier(sampling),
                 )

@@ -198,6 +198,7 @@ class EngineThread(Generic[D]):
             if wants_texts
             else (),
             finish_reason=finish_reason,
+            num_cached_tokens=request.num_cached_tokens,
         )
 
     def _learned(self) -> Learned:

@@ -66,4 +66,6 @@ class StepTally:
             accepted_by_position=tuple(self._accepted_by_position),
             num_drafts=len(self._outcomes),
             catchup_tokens=self._result.features.catchup_tokens,
+            prefix_query_tokens=self._plan.prefix_query_tokens,
+            prefix_hit_tokens=self._plan.prefix_hit_tokens,
         )

@@ -45,6 +45,8 @@ class GenerationRequest:
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams
     speculation: SpeculationParams = SpeculationParams()
+    cache_salt: str = ""
+    """Computed prefixes are shared only with requests of the same salt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class GenerationDelta:
     last delta (`finish_reason` set) all deltas' texts joined are the whole text, cut before a stop string.
 
     `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
+    `num_cached_tokens` of the prompt were found computed.
     `token_texts` parallels `token_ids` when logprobs were asked for.
     """
 
@@ -63,6 +66,7 @@ class GenerationDelta:
     logprobs: tuple[float, ...] = ()
     token_texts: tuple[str, ...] = ()
     finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

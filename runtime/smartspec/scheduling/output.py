@@ -65,7 +65,8 @@ class ScheduledRequest:
 class SchedulerOutput:
     """The plan of one step. Empty `scheduled` means that there is nothing to do.
 
-    `first_scheduled` are the requests that leave the queue for the first time in this step.
+    `first_scheduled` are the requests that leave the queue for the first time in this step; of `prefix_query_tokens`
+    tokens of theirs `prefix_hit_tokens` were found in the prefix cache (both 0 without one).
     """
 
     scheduled: tuple[ScheduledRequest, ...]
@@ -73,6 +74,8 @@ class SchedulerOutput:
     num_prefill_tokens: int = 0
     num_preempted: int = 0
     first_scheduled: tuple[str, ...] = ()
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -139,6 +142,8 @@ class StepStats:
     catchup_tokens: int = 0
     queue_seconds: tuple[float, ...] = ()
     """From arrival to this step, for every request whose first step this is."""
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

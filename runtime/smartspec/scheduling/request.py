@@ -58,6 +58,10 @@ class Request:
     `num_computed_tokens` chases `num_tokens`: that covers chunked prefill, preemption and speculation alike.
     `num_draft_computed_tokens` is the same for the draft model's KV and may lag behind.
     `noise_seed` keys all randomness: the user's seed, or one drawn at arrival.
+
+    `cache_salt`: only requests with an equal one share a prefix. `num_cached_tokens` were found computed when the
+    request first left the queue; `num_shared_tokens` of its tokens lie in blocks found, not computed, this time.
+    `block_keys` are those of its full blocks, as far as anyone has asked; `num_published_blocks` were published.
     """
 
     request_id: str
@@ -68,6 +72,7 @@ class Request:
     speculation: SpeculationParams = SpeculationParams()
     eos_token_ids: frozenset[int] = frozenset()
     priority: int = 0
+    cache_salt: str = ""
     token_ids: list[int] = field(default_factory=list)
     verifier: Verifier = "greedy"
     num_computed_tokens: int = 0
@@ -76,6 +81,10 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    num_shared_tokens: int = 0
+    num_published_blocks: int = 0
+    block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)

@@ -16,6 +16,7 @@ from smartspec.scheduling.admission import check_fits
 from smartspec.scheduling.block_pool import BlockPool
 from smartspec.scheduling.client import InvalidRequestError
 from smartspec.scheduling.output import ModelRunnerOutput, RequestOutput, ScheduledRequest, SchedulerOutput, StepOutput
+from smartspec.scheduling.prefix_cache import PrefixCache
 from smartspec.scheduling.request import FinishReason, Request, RequestStatus
 from smartspec.scheduling.speculation import Grant, SpeculationRoom
 from smartspec.scheduling.stopping import finish_reason_at
@@ -63,8 +64,13 @@ class Scheduler:
         self.running: list[Request] = []
         self._policy = policy
         self._requests: dict[str, Request] = {}
+        self._prefixes = PrefixCache(self.pool, enabled=config.prefix_caching)
         self._speculation = SpeculationRoom(
-            self.pool, proposers, max_model_len=max_model_len, max_catchup_tokens=config.max_num_batched_tokens
+            self.pool,
+            self._prefixes,
+            proposers,
+            max_model_len=max_model_len,
+            max_catchup_tokens=config.max_num_batched_tokens,
         )
 
     @property
@@ -114,7 +120,7 @@ class Scheduler:
         candidates = tuple(candidate for candidate, _ in offers)
         budget = self.config.max_num_batched_tokens - len(decoding)
         limits = self._policy.limits(BatchState(candidates, max_nodes=budget))
-        chunks, first = self._schedule_prefills(budget, limits, decodes=bool(decoding), admits=not num_preempted)
+        chunks, newcomers = self._schedule_prefills(budget, limits, decodes=bool(decoding), admits=not num_preempted)
         prefill_tokens = sum(num for _, num in chunks)
         decision = self._policy.decide(
             BatchState(
@@ -128,7 +134,15 @@ class Scheduler:
         grants = self._speculation.grant(decision, decoding, offers, budget - prefill_tokens)
         scheduled = [self._plan(request, 1, grants.get(request.request_id)) for request in decoding]
         scheduled += [self._plan(request, num, None) for request, num in chunks]
-        return SchedulerOutput(tuple(scheduled), decision, prefill_tokens, num_preempted, first)
+        return SchedulerOutput(
+            tuple(scheduled),
+            decision,
+            prefill_tokens,
+            num_preempted,
+            first_scheduled=tuple(request.request_id for request in newcomers),
+            prefix_query_tokens=sum(r.num_tokens for r in newcomers) if self._prefixes.is_enabled else 0,
+            prefix_hit_tokens=sum(request.num_cached_tokens for request in newcomers),
+        )
 
     def _reserve_decode_slots(self) -> tuple[list[Request], int]:
         """Give every decoding request a slot for its newest token, oldest first, preempting from the newest end.
@@ -151,29 +165,31 @@ class Scheduler:
         return decoding, num_preempted
 
     def _preempt(self, request: Request) -> None:
-        """Back to the front of the queue: it keeps its tokens and computes their KV again."""
+        """Back to the front of the queue: it keeps its tokens, and computes again what it does not find then."""
         self.running.remove(request)
-        self.pool.shrink(request.block_table, 0)
-        request.num_computed_tokens = request.num_draft_computed_tokens = 0
+        self._prefixes.drop(request)
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         self.waiting.appendleft(request)
 
     def _schedule_prefills(
         self, budget: int, limits: Limits, *, decodes: bool, admits: bool
-    ) -> tuple[list[tuple[Request, int]], tuple[str, ...]]:
+    ) -> tuple[list[tuple[Request, int]], list[Request]]:
         """Chunks of prompts for this step, and who left the queue for the first time.
 
         A request is admitted with blocks for all its tokens at once, so that only decoding ever runs out of blocks.
-        The policy's bound on prefill protects running requests; with none decoding there is no one to protect.
+        What a chunk will fill is published at once: of many that come together with one prefix, only the first
+        computes it. The policy's bound on prefill protects running requests; with none decoding there is no one to
+        protect.
         """
         if decodes and limits.max_prefill_tokens is not None:
             budget = min(budget, max(1, limits.max_prefill_tokens))
         chunks: list[tuple[Request, int]] = []
-        first: list[str] = []
+        newcomers: list[Request] = []
         for request in self.running:
             num = min(request.num_remaining_tokens, budget) if request.num_remaining_tokens > 1 else 0
             if num:
+                self._prefixes.publish(request, request.num_computed_tokens + num)
                 chunks.append((request, num))
                 budget -= num
         max_running = self._max_running(limits)
@@ -181,18 +197,23 @@ class Scheduler:
             request = self.waiting[0]
             # Some blocks stay free for those who run already, or the newcomer is preempted within a few steps.
             watermark = self.pool.num_blocks // 100 + 1 if self.running else 0
-            if self.pool.blocks_for(request.num_tokens) + watermark > self.pool.num_free:
+            found = self._prefixes.find(request)
+            missing = self.pool.blocks_for(request.num_tokens) - self.pool.num_held(found)
+            if missing + watermark > self.pool.num_free:
                 break
             self.waiting.popleft()
+            self._prefixes.take(request, found)
             self.pool.grow(request.block_table, request.num_tokens)
             request.status = RequestStatus.RUNNING
             self.running.append(request)
             if not request.num_preemptions:
-                first.append(request.request_id)
-            num = min(request.num_tokens, budget)
+                request.num_cached_tokens = request.num_computed_tokens
+                newcomers.append(request)
+            num = min(request.num_remaining_tokens, budget)
+            self._prefixes.publish(request, request.num_computed_tokens + num)
             chunks.append((request, num))
             budget -= num
-        return chunks, tuple(first)
+        return chunks, newcomers
 
     def _max_running(self, limits: Limits) -> int:
         """How many requests may run: the tightest of configuration, settings and policy, but always one."""
@@ -257,7 +278,8 @@ class Scheduler:
         request.num_computed_tokens = request.num_tokens - 1
         drafted_to = result.num_draft_computed.get(request.request_id)
         if drafted_to is not None:
-            request.num_draft_computed_tokens = min(drafted_to, request.num_tokens - 1)
+            self._prefixes.set_draft_progress(request, min(drafted_to, request.num_tokens - 1))
+        self._prefixes.publish(request, request.num_computed_tokens)
         tally.count(scheduled, sampled, num_kept)
         self.pool.shrink(request.block_table, request.num_tokens)
         return RequestOutput(
@@ -271,7 +293,7 @@ class Scheduler:
 
     def _release(self, request: Request, reason: FinishReason) -> None:
         """Give back all a request holds; taking it out of `running` or `waiting` is the caller's part."""
-        self.pool.shrink(request.block_table, 0)
+        self._prefixes.drop(request)
         request.status, request.finish_reason = RequestStatus.FINISHED, reason
         del self._requests[request.request_id]
         self._speculation.forget(request.request_id)

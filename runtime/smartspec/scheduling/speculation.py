@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Candidate, Decision, Proposer
 from smartspec.scheduling.block_pool import BlockPool
+from smartspec.scheduling.prefix_cache import PrefixCache
 from smartspec.scheduling.prompt_lookup import NO_MATCH, Match, PromptLookup
 from smartspec.scheduling.request import Request
 
@@ -30,9 +31,16 @@ class SpeculationRoom:
     """
 
     def __init__(
-        self, pool: BlockPool, proposers: Iterable[Proposer], *, max_model_len: int, max_catchup_tokens: int
+        self,
+        pool: BlockPool,
+        prefixes: PrefixCache,
+        proposers: Iterable[Proposer],
+        *,
+        max_model_len: int,
+        max_catchup_tokens: int,
     ) -> None:
         self._pool = pool
+        self._prefixes = prefixes
         self._proposers = frozenset(proposers)
         self._max_model_len = max_model_len
         self._max_catchup_tokens = max_catchup_tokens
@@ -43,6 +51,8 @@ class SpeculationRoom:
         room = self._room(request)
         match = self._match(request, room, settings)
         drafts = "draft" in self._proposers and request.speculation.mode != "off"
+        if drafts:
+            self._prefixes.advance_draft(request)
         candidate = Candidate(
             request_id=request.request_id,
             context_tokens=request.num_tokens,

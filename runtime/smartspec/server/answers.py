@@ -29,6 +29,7 @@ class Choice:
     token_texts: list[str] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_generation_tokens: int = 0
     finish_reason: str | None = None
 
@@ -70,10 +71,16 @@ async def answer(
     context = request.app[CONTEXT]
     choices = [Choice() for _ in requests]
 
-    def usage() -> dict[str, int]:
+    def usage() -> dict[str, Any]:
         prompt = sum(choice.num_prompt_tokens for choice in choices[:: body.n])  # a prompt counts once
+        cached = sum(choice.num_cached_tokens for choice in choices[:: body.n])
         completion = sum(choice.num_generation_tokens for choice in choices)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
     engine = context.lifecycle.accepting_engine
     async with Generation(engine, requests, context.exposition, clock=context.clock) as generation:
@@ -93,7 +100,7 @@ async def _answer_whole(
     generation: Generation,
     shape: Shape,
     choices: Sequence[Choice],
-    usage: Callable[[], dict[str, int]],
+    usage: Callable[[], dict[str, Any]],
     headers: Mapping[str, str],
 ) -> web.Response:
     async for index, delta in generation:
@@ -110,7 +117,7 @@ async def _send_events(
     generation: Generation,
     shape: Shape,
     choices: Sequence[Choice],
-    usage: Callable[[], dict[str, int]],
+    usage: Callable[[], dict[str, Any]],
     options: StreamOptions,
 ) -> None:
     """Send chunks as they come, then `[DONE]`; an error on the way is an event of its own, and no `[DONE]`."""
@@ -152,6 +159,7 @@ def _count(choice: Choice, delta: GenerationDelta) -> None:
     if delta.finish_reason == "abort":
         raise NotAcceptingError("the server ended this request early")
     choice.num_prompt_tokens = delta.num_prompt_tokens
+    choice.num_cached_tokens = delta.num_cached_tokens
     choice.num_generation_tokens = delta.num_generation_tokens
     choice.finish_reason = delta.finish_reason
 

@@ -104,6 +104,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
             token_ids,
             sampling_params(body, max_tokens=max_tokens, logprobs=body.logprobs, choice=choice),
             speculation,
+            body.cache_salt or "",
         )
         for choice in range(body.n)
     ]

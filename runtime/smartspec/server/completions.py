@@ -95,7 +95,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
         max_tokens = room_for_answer(info, len(token_ids), body.max_tokens, param="prompt")
         for choice in range(body.n):
             sampling = sampling_params(body, max_tokens=max_tokens, logprobs=with_logprobs, choice=choice)
-            requests.append(GenerationRequest(f"{answer_id}-{len(requests)}", token_ids, sampling, speculation))
+            name, salt = f"{answer_id}-{len(requests)}", body.cache_salt or ""
+            requests.append(GenerationRequest(name, token_ids, sampling, speculation, salt))
     shape = CompletionShape(answer_id, info.model, now_unix(), with_logprobs)
     return await answer(request, body, requests, shape, headers)
 

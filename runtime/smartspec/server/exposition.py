@@ -71,6 +71,8 @@ class Exposition:
             self.observe(metrics.TIME_MODEL_ERROR, abs(predicted - measured) / measured)
         self.observe(metrics.ITERATION_TOKENS, stats.features.target_tokens)
         self.count(metrics.NUM_PREEMPTIONS, stats.num_preempted)
+        self.count(metrics.PREFIX_CACHE_QUERIES, stats.prefix_query_tokens)
+        self.count(metrics.PREFIX_CACHE_HITS, stats.prefix_hit_tokens)
         for seconds in stats.queue_seconds:
             self.observe(metrics.QUEUE_TIME, seconds)
         self._observe_speculation(stats)

@@ -42,6 +42,7 @@ class GenerationBody(Struct, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     ignore_eos: bool = False
     speculation: SpeculationBody = SpeculationBody()
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
 
 
 class CompletionBody(GenerationBody, kw_only=True):

@@ -230,10 +230,10 @@ def test_the_draft_is_fed_its_prompt_only_when_it_drafts() -> None:
 def test_feeding_drafts_stays_within_the_budget() -> None:
     """Prompts are fed to the draft model one after another when together they exceed a step's budget."""
     engine = make_engine(RandomPolicy(fixed_k=2, proposer="draft"), max_num_batched_tokens=32)
-    for name in ("a", "b", "c"):
-        engine.scheduler.add(make_request(name, [1] * 20, 12))
+    for i, name in enumerate("abc"):
+        engine.scheduler.add(make_request(name, [i] * 20, 12))
     texts = run(engine)
-    assert texts == {name: generate([1] * 20, 12) for name in "abc"}
+    assert texts == {name: generate([i] * 20, 12) for i, name in enumerate("abc")}
     fed = [sum(len(s.catchup_token_ids) for s in step.scheduled) for step in steps_of(engine)]
     assert max(fed) <= 32
     assert sum(fed) > 60
@@ -336,15 +336,15 @@ def test_limits_bound_admission_and_prefill() -> None:
     """The policy's limits and its settings hold back newcomers and their prompts, never those who run."""
     policy = RandomPolicy(fixed_k=0, bounds=Limits(max_running_requests=2, max_prefill_tokens=3))
     engine = make_engine(policy)
-    for name in ("a", "b", "c"):
-        engine.scheduler.add(make_request(name, [1] * 10, 30))
+    for i, name in enumerate("abc"):
+        engine.scheduler.add(make_request(name, [i] * 10, 30))
     engine.step()
     assert [len(s.token_ids) for s in steps_of(engine)[0].scheduled] == [10, 10]
     policy.bounds = Limits(max_prefill_tokens=3)
     engine.step()
     assert [len(s.token_ids) for s in steps_of(engine)[1].scheduled] == [1, 1, 3]
     policy.settings = PolicySettings(max_running_requests=1)
-    engine.scheduler.add(make_request("d", [1] * 10, 30))
+    engine.scheduler.add(make_request("d", [3] * 10, 30))
     engine.step()
     assert len(engine.scheduler.running) == 3
 

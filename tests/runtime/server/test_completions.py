@@ -8,6 +8,16 @@ from fake_engine import FakeEngine
 from serving import serving
 
 
+def usage_of(*, prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 async def test_text_prompt_is_completed() -> None:
     """A text prompt gets its continuation, the true finish reason and usage."""
     async with serving(FakeEngine()) as server:
@@ -15,7 +25,7 @@ async def test_text_prompt_is_completed() -> None:
     assert status == 200
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "cbacb", "logprobs": None, "finish_reason": "length"}]
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+    assert answer["usage"] == usage_of(prompt=4, completion=5)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,32 @@ async def test_n_choices_per_prompt_count_the_prompt_once() -> None:
         _, answer = await server.post("/v1/completions", prompt=["a", "b"], n=2, seed=7, max_tokens=2)
     assert [choice["text"] for choice in answer["choices"]] == ["aa", "aa", "bb", "bb"]
     assert [request.sampling.seed for request in engine.requests] == [7, 8, 7, 8]
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 8, "total_tokens": 12}
+    assert answer["usage"] == usage_of(prompt=4, completion=8)
+
+
+async def test_usage_tells_what_was_cached_once_a_prompt() -> None:
+    """Like prompt tokens, tokens found in the prefix cache count once for all choices of a prompt."""
+    async with serving(FakeEngine(num_cached_tokens=1)) as server:
+        _, answer = await server.post("/v1/completions", prompt=["a", "b"], n=2, max_tokens=2)
+    assert answer["usage"] == usage_of(prompt=4, completion=8, cached=2)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "abc"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ],
+)
+async def test_a_cache_salt_reaches_the_engine(path: str, body: dict[str, Any]) -> None:
+    """vLLM's field decides with whom a prefix is shared; an empty one is a mistake, and none means with all."""
+    engine = FakeEngine()
+    async with serving(engine) as server:
+        await server.post(path, **body, max_tokens=1, cache_salt="tenant")
+        await server.post(path, **body, max_tokens=1)
+        status, answer = await server.post(path, **body, cache_salt="")
+    assert [request.cache_salt for request in engine.requests] == ["tenant", ""]
+    assert (status, answer["error"]["param"]) == (400, "cache_salt")
 
 
 async def test_sampling_fields_reach_the_engine() -> None:
@@ -110,7 +145,7 @@ async def test_stream_usage_comes_last_when_asked_for() -> None:
         )
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+    assert last["usage"] == usage_of(prompt=4, completion=5)
 
 
 async def test_continuous_usage_counts_up() -> None:
