@@ -1,15 +1,20 @@
 """Reading one model from a folder or a hub: config, safetensors weights, tokenizer; failures in a user's words."""
 
 import logging
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from smartspec.config import ConfigError
 
 log = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +32,18 @@ class Source:
     def options(self) -> dict[str, Any]:
         """Keywords that every read from this source takes."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is on this machine, and not a hub's to give."""
+        return Path(self.name).is_dir()
+
+    def check_name(self) -> None:
+        """Raise ConfigError for a name that is no folder and could be none of a hub's either."""
+        if not self.is_folder and not _HUB_ID.fullmatch(self.name):
+            raise ConfigError(
+                f"{self.role} {self.name}: there is no such folder, and it is no hub id such as org/name either"
+            )
 
 
 def choose_device(name: str) -> torch.device:
@@ -59,7 +76,8 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 
 def read_config(source: Source) -> Any:
-    """The model's configuration."""
+    """The model's configuration: what is read first."""
+    source.check_name()
     with _explained(source, "config"):
         return AutoConfig.from_pretrained(source.name, **source.options)
 
@@ -76,6 +94,7 @@ def read_model(source: Source, config: Any, *, dtype: torch.dtype, device: torch
 
     Raises ConfigError when a weight is missing: a model with random parts would answer nonsense.
     """
+    transformers_logging.disable_progress_bar()  # a log is no terminal
     with _explained(source, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.name,
@@ -107,6 +126,7 @@ class _explained:  # noqa: N801 - reads as a clause: with _explained(source, "we
             reason = " ".join(str(error).split())
             if "trust_remote_code" in reason:
                 reason = "it brings its own code; --trust-remote-code allows that to run"
+            where = "" if self._source.is_folder else "there is no such folder, and taken as a hub id, "
             raise ConfigError(
-                f"{self._source.role} {self._source.name}: its {self._part} cannot be loaded: {reason[:500]}"
+                f"{self._source.role} {self._source.name}: {where}its {self._part} cannot be loaded: {reason[:500]}"
             ) from error

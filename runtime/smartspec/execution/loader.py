@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from smartspec.config import ModelConfig, RuntimeConfig
 from smartspec.execution import checkpoint, memory, rope, self_check, threads, tokenizer
@@ -83,7 +82,6 @@ class _Candidate:
 def load(config: RuntimeConfig) -> LoadedModel:
     """Load, check and lay out what *config* names. Raises ConfigError, which says what would be accepted."""
     began = time.perf_counter()
-    transformers_logging.disable_progress_bar()
     chosen = config.model
     device = checkpoint.choose_device(chosen.device)
     num_threads = threads.set_threads(config.num_threads)

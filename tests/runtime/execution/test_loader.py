@@ -92,7 +92,9 @@ def test_a_model_with_state_elsewhere_is_served_without_speculation(tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": "/nowhere/model"}, "target /nowhere/model: its config cannot be loaded"),
+        ({"target": "/nowhere/model"}, "target /nowhere/model: there is no such folder, and it is no hub id"),
+        ({"target": "./nope"}, r"target \./nope: there is no such folder, and it is no hub id"),
+        ({"draft": "no/where/model"}, "draft no/where/model: there is no such folder, and it is no hub id"),
         ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16, float16"),
         ({"device": "toaster"}, "device must be auto, cpu, cuda"),
         ({"max_model_len": 4096}, "max_model_len must be at most 512"),
@@ -103,6 +105,19 @@ def test_a_setting_out_of_bounds_is_named(pair: TinyPair, change: dict[str, obje
     """The message says which and what would be accepted."""
     with pytest.raises(ConfigError, match=message):
         load(config(pair, **change))
+
+
+def test_a_hub_id_that_cannot_be_had_is_said_to_be_no_folder(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever mistypes a folder's name is not told about the network alone."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="target models/nope: there is no such folder, and taken as a hub id, its"):
+        load(config(pair, target="models/nope"))
+
+
+def test_reading_weights_draws_no_bar(pair: TinyPair, capfd: pytest.CaptureFixture[str]) -> None:
+    """A log is no terminal."""
+    load(config(pair))
+    assert "Loading weights" not in capfd.readouterr().err
 
 
 def test_pickled_weights_are_never_read(copied: TinyPair) -> None:
