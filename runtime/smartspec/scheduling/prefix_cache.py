@@ -59,13 +59,11 @@ class PrefixCache:
         request.block_table.extend(blocks)
         request.num_published_blocks = len(blocks)
         request.num_shared_tokens = request.num_computed_tokens = len(blocks) * self._pool.block_size
-        request.num_draft_computed_tokens = 0
         self.advance_draft(request)
 
     def drop(self, request: Request) -> None:
         """Give back all blocks of *request*; what it published can be found until the memory is needed."""
         self._pool.shrink(request.block_table, 0)
-        request.num_published_blocks = request.num_shared_tokens = 0
         request.num_computed_tokens = request.num_draft_computed_tokens = 0
 
     def publish(self, request: Request, num_tokens: int) -> None:
