@@ -1,15 +1,19 @@
-"""What crosses the policy's seam: what it is told before a step, what it answers, what it learns afterwards."""
+"""What crosses the policy's seam: what it is told before a step, what it answers, what it learns afterwards.
+
+What there is one of for each request and step is a msgspec Struct: made in a tenth of a frozen dataclass's time.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct
 
 Proposer = Literal["draft", "lookup"]
 Verifier = Literal["coupled", "rejection", "greedy"]
 SpeculationMode = Literal["auto", "off", "fixed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True, gc=False):
     """One running request that will decode in the coming step, as the policy sees it.
 
     `max_speculative_tokens` is the room left by max_tokens, max_model_len, the free blocks and the request's own wish.
@@ -43,8 +47,7 @@ class BatchState:
     max_nodes: int = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True, gc=False):
     """`num_tokens` nodes for one request from one proposer; 0 tokens is written as no choice at all."""
 
     proposer: Proposer
@@ -100,8 +103,7 @@ class StepSeconds:
         return self.draft + self.target + self.host
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOutcome:
+class RequestOutcome(Struct, frozen=True, gc=False):
     """What became of one request's proposal: `num_accepted` of `num_drafted` positions, the rest after the first
     rejection censored."""
 

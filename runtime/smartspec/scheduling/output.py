@@ -1,14 +1,18 @@
-"""What crosses the seams of a step: the scheduler's plan, the runner's result, and what the engine reports."""
+"""What crosses the seams of a step: the scheduler's plan, the runner's result, and what the engine reports.
+
+What there is one of for each request and step is a msgspec Struct: made in a tenth of a frozen dataclass's time.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from smartspec.policy.types import Decision, Proposer, StepFeatures, StepSeconds, Verifier
 from smartspec.scheduling.request import FinishReason, SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(Struct, frozen=True, gc=False):
     """A tree of speculative tokens below a request's last committed token.
 
     Node i holds `token_ids[i]` and hangs under node `parents[i]` (-1: under the last committed token); parents come
@@ -32,8 +36,7 @@ class Proposal:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(Struct, frozen=True, gc=False):
     """One request's part of a step.
 
     `token_ids` are the committed tokens whose KV is computed now, from absolute position `start`; the speculative
@@ -83,8 +86,7 @@ class SchedulerOutput:
         return sum(len(r.token_ids) + r.num_speculative_tokens for r in self.scheduled)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
+class SampledTokens(Struct, frozen=True, gc=False):
     """What the runner found for one request that samples: `token_ids` to commit in order (the accepted ones, then one
     recovered or bonus token), of `num_drafted` proposed nodes `num_accepted` were kept. `logprobs` parallels
     `token_ids` when asked for, from the raw distribution (before temperature and filters)."""
@@ -109,8 +111,7 @@ class ModelRunnerOutput:
     seconds: StepSeconds
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
+class RequestOutput(Struct, frozen=True, gc=False):
     """New tokens of one request after a step, and its end if it came."""
 
     request_id: str

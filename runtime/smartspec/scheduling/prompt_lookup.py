@@ -5,7 +5,8 @@ to date token by token, so that a step costs O(1) however long the context is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 NGRAM_SIZES = (4, 3, 2)
 """Tried longest first. One token alone matches everywhere and predicts nothing."""
@@ -14,8 +15,7 @@ MAX_MATCH_TOKENS = 16
 """How far back a match is followed: longer matches are no better evidence, and this bounds the work."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True, gc=False):
     """`token_ids` followed an earlier occurrence of the sequence's last `match_tokens` tokens."""
 
     token_ids: tuple[int, ...] = ()

@@ -1,7 +1,8 @@
 """How much each decoding request could speculate, and the slots for what the policy chose."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Candidate, Decision, Proposer
@@ -14,8 +15,7 @@ MAX_SPECULATIVE_TOKENS = 32
 """No proposal is longer, whatever anyone asks (the bound of `PolicySettings.max_speculative_tokens`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True, gc=False):
     """Speculative slots given to one request for this step, with the tokens to copy when the proposer is "lookup"."""
 
     proposer: Proposer
@@ -51,15 +51,16 @@ class SpeculationRoom:
         room = self._room(request)
         match = self._match(request, room, settings)
         drafts = "draft" in self._proposers and request.speculation.mode != "off"
-        if drafts:
+        if drafts and request.num_draft_computed_tokens < request.num_shared_tokens:
             self._prefixes.advance_draft(request)
+        num_tokens = len(request.token_ids)
         candidate = Candidate(
             request_id=request.request_id,
-            context_tokens=request.num_tokens,
+            context_tokens=num_tokens,
             max_speculative_tokens=room,
             verifier=request.verifier,
             mode=request.speculation.mode,
-            draft_lag_tokens=request.num_tokens - request.num_draft_computed_tokens if drafts else None,
+            draft_lag_tokens=num_tokens - request.num_draft_computed_tokens if drafts else None,
             lookup_tokens=len(match.token_ids),
             lookup_match_tokens=match.match_tokens,
         )
@@ -112,16 +113,14 @@ class SpeculationRoom:
         """Speculative tokens *request* has a use and a place for; one more token always comes from the target."""
         if request.speculation.mode == "off":
             return 0
-        wish = request.speculation.max_tokens
-        return max(
-            0,
-            min(
-                request.sampling.max_tokens - request.num_output_tokens - 1,
-                self._max_model_len - request.num_tokens - 1,
-                self._free_slots(request),
-                MAX_SPECULATIVE_TOKENS if wish is None else min(wish, MAX_SPECULATIVE_TOKENS),
-            ),
+        wish, num_tokens = request.speculation.max_tokens, len(request.token_ids)
+        room = min(
+            request.sampling.max_tokens - num_tokens + len(request.prompt_token_ids) - 1,
+            self._max_model_len - num_tokens - 1,
+            self._free_slots(request),
+            MAX_SPECULATIVE_TOKENS if wish is None else min(wish, MAX_SPECULATIVE_TOKENS),
         )
+        return max(0, room)
 
     def _free_slots(self, request: Request) -> int:
         """KV slots beyond the newest token: in the request's own blocks and in the free ones."""

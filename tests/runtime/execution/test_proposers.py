@@ -1,10 +1,11 @@
 """Drafting: who is fed what, how the active set shrinks, and with which noise tokens are drawn."""
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from markov import MarkovModel
 from smartspec.execution.batch import Segment
@@ -166,7 +167,7 @@ def test_endings_are_not_drafted_before_min_tokens() -> None:
     """EOS and stop ids are banned position by position, counting the draft's own tokens."""
     table = torch.zeros(VOCAB, VOCAB)
     table[:, 2], table[:, 3], table[:, 4] = 9.0, 8.0, 7.0
-    sampling = replace(GREEDY, min_tokens=6, stop_token_ids=frozenset({3}))
+    sampling = dataclasses.replace(GREEDY, min_tokens=6, stop_token_ids=frozenset({3}))
     request = replace(scheduled("1", 4), sampling=sampling, num_output_tokens=4)
     drafts = Proposer(MarkovModel(table), eos_token_ids=frozenset({2})).propose(plan(request))
     assert drafts.proposals["1"].token_ids == (4, 4, 2, 2)

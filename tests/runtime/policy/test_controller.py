@@ -1,9 +1,9 @@
 """The policy through its seam: decide, limit, observe, forget, hand on, explain."""
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from smartspec.policy.controller import SpeculationPolicy
 from smartspec.policy.settings import PolicyName, PolicySettings, Priors
@@ -22,7 +22,7 @@ from smartspec.policy.types import (
 def candidates(num: int, **changes: object) -> tuple[Candidate, ...]:
     """*num* requests that drafted last step and have room for 8 tokens."""
     usual = Candidate("r0", 200, 8, "greedy", draft_lag_tokens=1)
-    return tuple(replace(usual, request_id=f"r{i}", **changes) for i in range(num))  # type: ignore[arg-type]
+    return tuple(replace(usual, request_id=f"r{i}", **changes) for i in range(num))
 
 
 def run(
