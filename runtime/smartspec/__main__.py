@@ -1,5 +1,7 @@
-"""The composition root: `smartspec serve` puts the parts together and runs them until it is told to stop."""
+"""The composition root: `smartspec serve` puts the parts together and runs them until it is told to stop; `replay` goes
+through what it has written down."""
 
+import argparse
 import asyncio
 import logging
 import os
@@ -7,14 +9,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from smartspec import arguments
+from smartspec import arguments, replay_report
 from smartspec.async_engine.client import AsyncEngine
 from smartspec.config import ConfigError, RuntimeConfig
 from smartspec.policy.settings import PolicySettings
+from smartspec.recorder import Recorder
 from smartspec.scheduling.client import EngineClient
 from smartspec.server.serve import serve
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartspec")
 
 ENGINE_THREAD = "engine"
+LOAD_SECONDS = 2.0
+"""How often a trace gets a load report: as often as an operator reads one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = arguments.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        config = arguments.runtime_config(parsed)
-        settings = arguments.initial_settings(config, parsed.policy_file)
-        status = asyncio.run(_serve(config, settings))
+        status = _replay(parsed) if parsed.command == "replay" else _serve_until_stopped(parsed)
     except ConfigError as error:
         status = _complain(error, 2)
     except (OSError, ValueError, RuntimeError) as error:  # what files, ports and models have to say
@@ -56,7 +59,37 @@ def _complain(error: Exception, status: int) -> int:
     return status
 
 
-async def _serve(config: RuntimeConfig, settings: PolicySettings) -> int:
+def _replay(parsed: argparse.Namespace) -> int:
+    """Print what a recording would have become under other settings."""
+    report = replay_report.replayed(parsed.file, arguments.replay_changes(parsed))
+    print(report.as_json().decode() if parsed.json else report.as_table())
+    return 0
+
+
+def _serve_until_stopped(parsed: argparse.Namespace) -> int:
+    config = arguments.runtime_config(parsed)
+    settings = arguments.initial_settings(config, parsed.policy_file)
+    with _recorder(config) as recorder:
+        return asyncio.run(_serve(config, settings, recorder))
+
+
+@contextmanager
+def _recorder(config: RuntimeConfig) -> Iterator[Recorder | None]:
+    """What writes the trace, if one is wanted; a file that cannot be written is said before anything is loaded."""
+    if config.trace.file is None:
+        yield None
+        return
+    try:
+        recorder = Recorder(config.trace.file, max_bytes=config.trace.max_bytes)
+    except OSError as error:
+        raise ConfigError(f"trace {config.trace.file}: {error.strerror or error}") from None
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+async def _serve(config: RuntimeConfig, settings: PolicySettings, recorder: Recorder | None) -> int:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once."""
     stop = asyncio.Event()
 
@@ -71,25 +104,37 @@ async def _serve(config: RuntimeConfig, settings: PolicySettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_or_exit, number)
-    return 0 if await serve(config, _running_engine(config, settings), stop) else 1
+    return 0 if await serve(config, _running_engine(config, settings, recorder), stop) else 1
 
 
 @asynccontextmanager
-async def _running_engine(config: RuntimeConfig, settings: PolicySettings) -> AsyncIterator[EngineClient]:
+async def _running_engine(
+    config: RuntimeConfig, settings: PolicySettings, recorder: Recorder | None
+) -> AsyncIterator[EngineClient]:
     """The engine in its thread, loaded on entering, stopped on leaving."""
 
     def build() -> "LoadedEngine[Drafts]":
         # Imported here, in the engine's thread: torch takes seconds, and the ports are open meanwhile.
         from smartspec.composition import build_engine
 
-        return build_engine(config, settings, clock=time.perf_counter)
+        return build_engine(config, settings, clock=time.perf_counter, recorder=recorder)
 
     engine = AsyncEngine(build, config, settings, clock=time.perf_counter)
     await engine.start()
+    reading = None if recorder is None else asyncio.create_task(_record_loads(engine, recorder))
     try:
         yield engine
     finally:
+        if reading is not None:
+            reading.cancel()
         await engine.stop()
+
+
+async def _record_loads(engine: EngineClient, recorder: Recorder) -> None:
+    """Write down what an operator would read, when it would read it."""
+    while True:
+        recorder.load(engine.load())
+        await asyncio.sleep(LOAD_SECONDS)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
 from smartspec import __version__
 from smartspec.config import (
+    Compile,
     ConfigError,
     ModelConfig,
     PolicyName,
@@ -18,6 +19,7 @@ from smartspec.config import (
     SchedulerConfig,
     ServerConfig,
     SpeculationConfig,
+    TraceConfig,
     Verification,
 )
 from smartspec.policy.settings import PolicySettings, decode_settings
@@ -51,6 +53,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             allow_abbrev=False,  # a flag to come must not change what an abbreviation means
         )
     )
+    _add_replay(
+        commands.add_parser(
+            "replay",
+            help="take a recorded run (serve --trace) through other settings of the policy",
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+    )
     return parser.parse_args(argv)
 
 
@@ -69,6 +79,11 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     group.add_argument("--draft-revision", help="the same for the draft")
     group.add_argument("--max-model-len", type=int, help="longest prompt plus answer in tokens; the model's own limit")
     group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    group.add_argument(
+        "--compile", default=model.compile, choices=get_args(Compile),
+        help="compile the models' forward for the CPU before serving, which takes half a minute the first time; auto: "
+        "where there is a C++ compiler and it is faster",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=model.seed, help="seed of the noise of requests that name none")
     group.add_argument("--threads", type=int, help="CPU threads; what affinity and cgroup quota allow if not given")
 
@@ -132,6 +147,35 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="after this a connection is closed with its next answer",
     )  # fmt: skip
 
+    group = serve.add_argument_group("trace")
+    group.add_argument(
+        "--trace", type=Path, metavar="FILE",
+        help="write one JSON line a step: what the policy was asked, chose, predicted and met; for `smartspec replay`",
+    )  # fmt: skip
+    group.add_argument(
+        "--trace-size", type=_bytes, default=TraceConfig().max_bytes, metavar="BYTES",
+        help="when FILE has grown to this it becomes FILE.1, in place of the one before, and a new one begins",
+    )  # fmt: skip
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    replay.add_argument("file", type=Path, metavar="FILE", help="what `serve --trace` has written")
+    replay.add_argument("--policy", choices=get_args(PolicyName), help="in place of the recorded one")
+    replay.add_argument("--num-speculative-tokens", type=int, metavar="K", help="most tokens, in place of the recorded")
+    replay.add_argument("--tpot-target", type=_seconds, metavar="SECONDS", help="bound of the time per output token")
+    replay.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+
+def replay_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `replay` was told to change, by their names in `PolicySettings`; raises ConfigError."""
+    depth, target = arguments.num_speculative_tokens, arguments.tpot_target
+    if depth is not None:
+        SpeculationConfig(num_speculative_tokens=depth)  # its bounds are the policy's
+    if target is not None and target <= 0:
+        raise ConfigError(f"tpot_target must be above 0, got {target:g}")
+    changes = {"policy": arguments.policy, "max_speculative_tokens": depth, "tpot_target_seconds": target}
+    return {name: value for name, value in changes.items() if value is not None}
+
 
 def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> RuntimeConfig:
     """What `serve` was told, validated; raises ConfigError."""
@@ -149,6 +193,7 @@ def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str]
             device=arguments.device,
             max_model_len=arguments.max_model_len,
             trust_remote_code=arguments.trust_remote_code,
+            compile=arguments.compile,
             seed=arguments.seed,
         ),
         scheduler=SchedulerConfig(
@@ -177,6 +222,7 @@ def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str]
             lame_duck_seconds=arguments.lame_duck,
             drain_timeout_seconds=arguments.drain_timeout,
         ),
+        trace=TraceConfig(arguments.trace, arguments.trace_size),
         num_threads=arguments.threads,
     )
 

@@ -8,14 +8,16 @@ from dataclasses import replace
 import msgspec
 
 from smartspec import warmup
-from smartspec.async_engine.thread import LoadedEngine
+from smartspec.async_engine.thread import LoadedEngine, TunablePolicy
 from smartspec.config import RuntimeConfig
 from smartspec.engine import Engine
 from smartspec.execution.loader import LoadedModel, load
 from smartspec.execution.model_runner import ModelRunner
 from smartspec.execution.proposers import Drafts, Proposer
 from smartspec.policy.controller import SpeculationPolicy
+from smartspec.policy.recording import EngineState
 from smartspec.policy.settings import PolicySettings
+from smartspec.recorder import RecordedPolicy, Recorder
 from smartspec.scheduling.client import EngineInfo
 from smartspec.scheduling.scheduler import Scheduler
 
@@ -23,15 +25,20 @@ log = logging.getLogger(__name__)
 
 
 def build_engine(
-    config: RuntimeConfig, settings: PolicySettings, *, clock: Callable[[], float] = time.perf_counter
+    config: RuntimeConfig,
+    settings: PolicySettings,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    recorder: Recorder | None = None,
 ) -> LoadedEngine[Drafts]:
     """Load the models and make an engine ready to step; takes seconds to minutes.
 
     Priors in *settings* that were learned on something else are left out with a warning: a restart on other hardware
-    must not fail for what was learned on the old. Raises ConfigError when *config* cannot be met.
+    must not fail for what was learned on the old. *recorder* gets what the policy meets, the rehearsal included. Raises
+    ConfigError when *config* cannot be met.
     """
     model = load(config)
-    loaded = assemble(model, config, settings, clock)
+    loaded = assemble(model, config, settings, clock, recorder)
     if warmup.is_needed(loaded.policy.settings.priors):
         warmup.WarmUp(
             loaded.engine.scheduler.config,
@@ -48,11 +55,17 @@ def build_engine(
 
 
 def assemble(
-    model: LoadedModel, config: RuntimeConfig, settings: PolicySettings, clock: Callable[[], float]
+    model: LoadedModel,
+    config: RuntimeConfig,
+    settings: PolicySettings,
+    clock: Callable[[], float],
+    recorder: Recorder | None = None,
 ) -> LoadedEngine[Drafts]:
     """An engine over *model*, with nothing running, and nothing learned but the priors of *settings*."""
     scheduler_config = replace(config.scheduler, block_size=model.block_size)
-    policy = SpeculationPolicy(_usable(settings, model.key), key=model.key)
+    learning = SpeculationPolicy(_usable(settings, model.key), key=model.key)
+    recorded = None if recorder is None else RecordedPolicy(learning, model.key, recorder)
+    policy: TunablePolicy = recorded or learning
     proposer = Proposer(
         model.draft,
         vocab_size=model.target.vocab_size,
@@ -67,6 +80,8 @@ def assemble(
         max_model_len=model.max_model_len,
         proposers=model.proposers,
     )
+    if recorded is not None:
+        recorded.engine = lambda: EngineState(len(scheduler.running), len(scheduler.waiting), scheduler.pool.usage)
     return LoadedEngine(
         Engine(scheduler, proposer, runner, clock), policy, _info(config, model), model.tokenizer, model.eos_token_ids
     )

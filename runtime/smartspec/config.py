@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 PolicyName = Literal["request", "batch", "fixed", "off"]
+Compile = Literal["auto", "on", "off"]
 Verification = Literal["auto", "coupled", "rejection"]
 
 
@@ -25,6 +26,7 @@ class ModelConfig:
     device: str = "auto"
     max_model_len: int | None = None
     trust_remote_code: bool = False
+    compile: Compile = "auto"
     seed: int = 0
 
     @property
@@ -89,6 +91,18 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class TraceConfig:
+    """Where to write down what the policy meets, if anywhere; two files of *max_bytes* at most."""
+
+    file: Path | None = None
+    max_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1024 * 1024:
+            raise ConfigError(f"trace_size must be at least 1MiB, got {self.max_bytes}")
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Everything `smartspec serve` was told."""
 
@@ -96,4 +110,5 @@ class RuntimeConfig:
     scheduler: SchedulerConfig = SchedulerConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     server: ServerConfig = ServerConfig()
+    trace: TraceConfig = TraceConfig()
     num_threads: int | None = None

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serve_process import serve_process
+from smartspec.policy.recording import Loaded, Step, decode
+from smartspec.policy.replay import replay
 from tiny import write_pair
 
 
@@ -46,9 +48,11 @@ def stream_completion(url: str, max_tokens: int) -> list[str]:
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:
-    """What runs is finished, what comes is refused, and the process ends well."""
+    """What runs is finished, what comes is refused, and the process ends well; its trace is whole."""
     pair = write_pair(tmp_path)
-    with serve_process(pair.target, "--dtype", "float32", "--device", "cpu", "--threads", "1") as server:
+    trace = tmp_path / "trace.jsonl"
+    arguments = ["--dtype", "float32", "--device", "cpu", "--threads", "1", "--trace", str(trace)]
+    with serve_process(pair.target, *arguments) as server:
         server.wait_ready()
         with ThreadPoolExecutor(1) as pool:
             streaming = pool.submit(stream_completion, server.url, 480)
@@ -60,6 +64,13 @@ def test_sigterm_drains(tmp_path: Path) -> None:
     assert '"finish_reason":"length"' in last
     assert done == "data: [DONE]"
     assert not any("Traceback" in line for line in server.log)
+    with trace.open("rb") as lines:
+        events = list(decode(lines))
+    assert sum(event.tokens_kept for event in events if isinstance(event, Step)) == 480
+    assert any(isinstance(event, Loaded) for event in events)
+    replayed = list(replay(events))
+    assert len(replayed) > 50
+    assert all(step.replayed == step.recorded for step in replayed)
 
 
 def test_second_signal_ends_at_once(tmp_path: Path) -> None:

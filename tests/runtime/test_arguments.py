@@ -32,7 +32,7 @@ def test_every_flag_lands_in_its_place() -> None:
         "--max-num-seqs", 3, "--max-num-batched-tokens", 99, "--max-queued-requests", 4, "--num-blocks", 5,
         "--block-size", 8, "--policy", "fixed", "--num-speculative-tokens", 6, "--verification", "coupled",
         "--no-prompt-lookup", "--threads", 2, "--drain-timeout", 7, "--lame-duck", 8, "--max-connection-age", 9,
-        "--trust-remote-code", "--seed", 10, "--no-prefix-caching",
+        "--trust-remote-code", "--seed", 10, "--trace", "t.jsonl", "--trace-size", "2MiB", "--no-prefix-caching",
     )  # fmt: skip
     model, scheduler, speculation, server = config.model, config.scheduler, config.speculation, config.server
     assert (model.draft, model.dtype, model.device, model.name) == ("d", "bfloat16", "cpu", "n")
@@ -44,6 +44,7 @@ def test_every_flag_lands_in_its_place() -> None:
     assert (speculation.policy, speculation.num_speculative_tokens) == ("fixed", 6)
     assert (speculation.verification, speculation.prompt_lookup) == ("coupled", False)
     assert (server.host, server.port, server.admin_host, server.admin_port) == ("h", 1, "a", 2)
+    assert (str(config.trace.file), config.trace.max_bytes) == ("t.jsonl", 2 << 20)
     assert (server.drain_timeout_seconds, server.lame_duck_seconds, server.max_connection_age_seconds) == (7, 8, 9)
 
 
@@ -83,6 +84,7 @@ def test_flags_that_make_no_sense(argv: list[str], word: str, capsys: pytest.Cap
         (["--max-model-len", "0"], "max_model_len"),
         (["--num-blocks", "-1"], "num_blocks"),
         (["--max-num-seqs", "0"], "max_num_seqs"),
+        (["--trace-size", "1KiB"], "trace_size"),
         (["--num-speculative-tokens", "33"], "num_speculative_tokens"),
         (["--max-num-batched-tokens", "8", "--max-num-seqs", "9"], "max_num_batched_tokens"),
     ],

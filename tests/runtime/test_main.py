@@ -39,6 +39,12 @@ def test_bad_policy_file_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "$.policy" in said(capsys)
 
 
+def test_a_trace_that_cannot_be_written_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before anything is loaded."""
+    assert main(["serve", "x", "--trace", str(tmp_path / "no" / "trace.jsonl")]) == 2
+    assert said(capsys).endswith("no/trace.jsonl: No such file or directory")
+
+
 def test_port_in_use_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     """The address is in the line."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
