@@ -61,6 +61,7 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
         lengths=RequestLengths(
             prompt_tokens=_mean([load.shape.mean_prompt_tokens for load in loads], arrivals),
             output_tokens=_mean(lengths, arrivals),
+            cached_share=_mean([load.shape.prefix_hit_share for load in loads], arrivals),
         ),
         running=sum(load.num_requests_running for load in loads),
         waiting=sum(load.num_requests_waiting for load in loads),

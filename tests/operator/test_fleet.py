@@ -1,6 +1,7 @@
 """Many reports as one: sums, weighted means, and what a fleet has learned together."""
 
 import pytest
+from msgspec.structs import replace
 
 from fleets import histogram, linear_priors, load
 from smartspec.policy.latency import model_of
@@ -31,6 +32,15 @@ def test_rates_add_up_and_lengths_are_weighted() -> None:
     assert fleet.tokens_per_second == 350.0
     assert fleet.requests_per_second == 4.0
     assert fleet.lengths.output_tokens == pytest.approx((3 * 100 + 1 * 50) / 4)
+
+
+def test_found_prefixes_are_weighted_like_lengths() -> None:
+    """What the fleet's prompts cost follows how many of their tokens were found, where the requests are."""
+    busy, idle = load(tokens_per_second=300.0, mean_output=100.0), load(tokens_per_second=50.0, mean_output=50.0)
+    busy = replace(busy, shape=replace(busy.shape, prefix_hit_share=0.8))
+    lengths = together([busy, idle]).lengths
+    assert lengths.cached_share == pytest.approx(0.6)
+    assert lengths.prefill_tokens == pytest.approx(0.4 * lengths.prompt_tokens)
 
 
 def test_no_reports_are_no_load() -> None:

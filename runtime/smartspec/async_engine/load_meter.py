@@ -29,6 +29,8 @@ class _Slot:
     finished_tokens: int = 0
     generated_tokens: int = 0
     prefilled_tokens: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
     ttft: list[int] = field(default_factory=_no_counts)
     tpot: list[int] = field(default_factory=_no_counts)
     queue_time: list[int] = field(default_factory=_no_counts)
@@ -105,6 +107,8 @@ class LoadMeter:
         slot.step_seconds += measured
         slot.generated_tokens += stats.tokens_kept
         slot.prefilled_tokens += stats.features.prefill_tokens
+        slot.prefix_query_tokens += stats.prefix_query_tokens
+        slot.prefix_hit_tokens += stats.prefix_hit_tokens
         slot.predicted_seconds += decision.predicted_seconds
         slot.predicted_tokens += decision.predicted_tokens
         if measured > 0 and decision.predicted_seconds > 0:
@@ -135,6 +139,7 @@ class LoadMeter:
                 mean_prompt_tokens=_ratio(total.prompt_tokens, total.arrivals),
                 mean_generation_tokens=_ratio(total.finished_tokens, total.finished),
                 mean_requested_tokens=_ratio(total.requested_tokens, total.arrivals),
+                prefix_hit_share=_ratio(total.prefix_hit_tokens, total.prefix_query_tokens),
             ),
             ttft=Histogram(tuple(total.ttft)),
             tpot=Histogram(tuple(total.tpot)),

@@ -21,10 +21,16 @@ MOST_CONCURRENCY = 4096
 
 @dataclass(frozen=True, slots=True)
 class RequestLengths:
-    """Mean prompt and output of the requests, in tokens."""
+    """Mean prompt and output of the requests, in tokens; `cached_share` of the prompts was computed before."""
 
     prompt_tokens: float
     output_tokens: float
+    cached_share: float = 0.0
+
+    @property
+    def prefill_tokens(self) -> float:
+        """Prompt tokens to be computed for a request."""
+        return self.prompt_tokens * (1.0 - self.cached_share)
 
     @property
     def mean_context_tokens(self) -> float:
@@ -34,7 +40,7 @@ class RequestLengths:
     @property
     def prefill_per_token(self) -> float:
         """Prompt tokens to be computed for every token put out."""
-        return self.prompt_tokens / max(1.0, self.output_tokens)
+        return self.prefill_tokens / max(1.0, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +167,12 @@ def _point(state: SteadyState, lengths: RequestLengths, concurrency: int) -> Ope
     k = int(tpots.argmin())
     tpot, tokens = float(tpots[k]), float(state.tokens_per_step[k])
     throughput = concurrency / tpot
-    chunk = max(1, min(state.chunk_tokens, round(lengths.prompt_tokens)))
+    chunk = max(1, min(state.chunk_tokens, round(lengths.prefill_tokens)))
     with_chunk = float(state.step_seconds(concurrency, chunk)[k])
     decode = float(state.step_seconds(concurrency)[k])
     # A newcomer waits for half a step, then its chunks take turns with those of others, who fill this share of time.
     prefill_share = max(0.0, 1.0 - decode / (tpot * tokens))
-    chunks = math.ceil(max(1.0, lengths.prompt_tokens) / chunk)
+    chunks = math.ceil(max(1.0, lengths.prefill_tokens) / chunk)
     ttft = decode / 2 + chunks * with_chunk / max(0.05, 1.0 - prefill_share)
     return OperatingPoint(
         concurrency=concurrency,
@@ -190,7 +196,7 @@ def _steady_state(
         survival=mean_survival(drafts, max_speculative_tokens),
         context_tokens=lengths.mean_context_tokens,
         prefill_per_token=lengths.prefill_per_token,
-        chunk_tokens=min(max_prefill_tokens, max(1, round(lengths.prompt_tokens))),
+        chunk_tokens=min(max_prefill_tokens, max(1, round(lengths.prefill_tokens))),
     )
 
 

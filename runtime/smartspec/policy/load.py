@@ -21,6 +21,8 @@ class RequestShape(Struct, frozen=True):
     mean_generation_tokens: float = 0.0
     mean_requested_tokens: float = 0.0
     """Mean `max_tokens` of arriving requests: known before anything has finished."""
+    prefix_hit_share: float = 0.0
+    """Share of prompt tokens that were found in the prefix cache: they take memory, and no time."""
 
 
 class SpeculationReport(Struct, frozen=True):

@@ -96,3 +96,12 @@ def test_speculation_is_averaged_over_requests_and_steps() -> None:
     assert report.predicted_goodput == pytest.approx(9 / 0.2)
     assert report.time_error == pytest.approx(0.25)
     assert report.last_reason == "because"
+
+
+def test_found_prefixes_are_a_share_of_what_was_looked_up() -> None:
+    """Hits over queries in tokens, over the window; nothing looked up is nothing found."""
+    meter = LoadMeter(Clock())
+    assert meter.recent().shape.prefix_hit_share == 0.0
+    meter.stepped(step(prefix_query_tokens=30))
+    meter.stepped(step(prefix_query_tokens=10, prefix_hit_tokens=10))
+    assert meter.recent().shape.prefix_hit_share == 0.25

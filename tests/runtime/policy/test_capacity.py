@@ -92,3 +92,14 @@ def test_priors_without_a_time_model_are_refused() -> None:
     """Capacity cannot be guessed from acceptance alone; the error names what is missing."""
     with pytest.raises(ValueError, match=r"priors\.latency"):
         capacity(Priors("k"), LENGTHS, max_running_requests=8)
+
+
+def test_prompts_found_computed_cost_no_time(fleet: Priors) -> None:
+    """Where most of a long prompt is cached, a replica carries more: as with a short prompt over the same context."""
+    plain = RequestLengths(prompt_tokens=400, output_tokens=20)
+    cached = RequestLengths(prompt_tokens=400, output_tokens=20, cached_share=0.9)
+    assert cached.prefill_tokens == pytest.approx(40)
+    assert cached.mean_context_tokens == plain.mean_context_tokens
+    slow, fast = operating_point(fleet, plain, 8), operating_point(fleet, cached, 8)
+    assert fast.requests_per_second > 1.2 * slow.requests_per_second
+    assert fast.ttft_seconds < slow.ttft_seconds
