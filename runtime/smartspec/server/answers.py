@@ -87,8 +87,8 @@ async def answer(
         if not body.stream:
             return await _answer_whole(generation, shape, choices, usage, headers)
         response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             await _send_events(response, generation, shape, choices, usage, body.stream_options)
             await response.write_eof()
         except ConnectionError:

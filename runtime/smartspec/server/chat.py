@@ -93,7 +93,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         message = "max_tokens and max_completion_tokens differ; max_completion_tokens is the newer name"
         raise ApiError(400, message, param="max_tokens")
-    token_ids = await encode_chat(engine, body.messages)
+    token_ids = await encode_chat(engine.tokenizer, body.messages)
     wanted = body.max_completion_tokens or body.max_tokens
     max_tokens = room_for_answer(info, len(token_ids), wanted, param="messages")
     speculation = speculation_params(body)

@@ -11,7 +11,14 @@ from smartspec.scheduling.client import GenerationDelta, GenerationRequest, Toke
 from smartspec.server.answers import Choice, answer, new_id, now_unix
 from smartspec.server.context import CONTEXT, read_body
 from smartspec.server.errors import ApiError
-from smartspec.server.parameters import check_model, encode, room_for_answer, sampling_params, speculation_params
+from smartspec.server.parameters import (
+    check_model,
+    check_vocabulary,
+    encode,
+    room_for_answer,
+    sampling_params,
+    speculation_params,
+)
 from smartspec.server.protocol import CompletionBody
 
 MAX_SEQUENCES = 256
@@ -85,13 +92,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     speculation = speculation_params(body)
     answer_id = new_id("cmpl")
     requests: list[GenerationRequest] = []
-    prompts = await _prompts(engine.tokenizer, body.prompt)
-    if len(prompts) * body.n > MAX_SEQUENCES:
-        raise ApiError(400, f"prompt: at most {MAX_SEQUENCES} sequences (prompts times n) a request", param="prompt")
-    for token_ids in prompts:
-        if info.vocab_size is not None and max(token_ids) >= info.vocab_size:
-            # One such id in a batch would fail the whole step, and every request in it.
-            raise ApiError(400, f"prompt: token ids must be below {info.vocab_size}", param="prompt")
+    for token_ids in await _prompts(engine.tokenizer, body.prompt, most=MAX_SEQUENCES // body.n):
+        check_vocabulary(info, token_ids, param="prompt")
         max_tokens = room_for_answer(info, len(token_ids), body.max_tokens, param="prompt")
         for choice in range(body.n):
             sampling = sampling_params(body, max_tokens=max_tokens, logprobs=with_logprobs, choice=choice)
@@ -101,14 +103,18 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     return await answer(request, body, requests, shape, headers)
 
 
-async def _prompts(tokenizer: Tokenizer, prompt: str | Sequence[str | int | list[int]]) -> list[list[int]]:
-    """Token ids of each prompt: a text, texts, token ids, or lists of token ids."""
+async def _prompts(
+    tokenizer: Tokenizer, prompt: str | Sequence[str | int | list[int]], *, most: int
+) -> list[list[int]]:
+    """Token ids of each prompt: a text, texts, token ids, or lists of token ids; not more than *most* of them."""
     if isinstance(prompt, str):
-        prompts = [await encode(tokenizer, prompt)]
+        prompts = await encode(tokenizer, [prompt])
     elif all(isinstance(item, int) for item in prompt):
         prompts = [[item for item in prompt if isinstance(item, int)]]
+    elif len(prompt) > most:  # refused before they are tokenised: a body has room for a million
+        raise ApiError(400, f"prompt: at most {MAX_SEQUENCES} sequences (prompts times n) a request", param="prompt")
     elif all(isinstance(item, str) for item in prompt):
-        prompts = [await encode(tokenizer, item) for item in prompt if isinstance(item, str)]
+        prompts = await encode(tokenizer, [item for item in prompt if isinstance(item, str)])
     elif all(isinstance(item, list) for item in prompt):
         prompts = [item for item in prompt if isinstance(item, list)]
     else:

@@ -66,6 +66,8 @@ def as_api_error(error: Exception) -> ApiError | None:
             return ApiError(503, str(error), code="not_accepting")
         case InvalidRequestError():
             return ApiError(400, str(error), param=error.param)
+        case web.RequestPayloadError():
+            return ApiError(400, "the body is not encoded as its headers say", code="invalid_body")
         case web.HTTPNotFound():
             return ApiError(404, "no such route", code="not_found")
         case web.HTTPMethodNotAllowed():

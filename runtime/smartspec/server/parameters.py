@@ -1,10 +1,10 @@
 """From a request body to what the engine is asked: sampling, speculation, and prompts that fit."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from smartspec.scheduling.client import EngineClient, EngineInfo, Tokenizer
+from smartspec.scheduling.client import EngineInfo, Tokenizer
 from smartspec.scheduling.request import SamplingParams, SpeculationParams
 from smartspec.server.errors import ApiError
 from smartspec.server.protocol import GenerationBody, Message
@@ -13,12 +13,20 @@ SEED_MODULUS = 2**63
 LONG_TEXT_CHARACTERS = 16_384
 """Tokenising more than this takes milliseconds: it is done beside the event loop, so that streams do not stall."""
 
+T = TypeVar("T")
+
 
 def check_model(info: EngineInfo, model: str | None) -> None:
     """Refuse a model that is not the one served; a body without one means the one there is."""
     if model is not None and model != info.model:
         message = f"the model {model[:200]!r} does not exist here; this server has {info.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def check_vocabulary(info: EngineInfo, token_ids: Sequence[int], *, param: str) -> None:
+    """Refuse ids that no token has. One of them in a batch would fail the whole step, and every request in it."""
+    if info.vocab_size is not None and max(token_ids, default=0) >= info.vocab_size:
+        raise ApiError(400, f"{param}: token ids must be below {info.vocab_size}", param=param)
 
 
 def sampling_params(body: GenerationBody, *, max_tokens: int, logprobs: bool, choice: int = 0) -> SamplingParams:
@@ -66,22 +74,28 @@ def room_for_answer(info: EngineInfo, num_prompt_tokens: int, max_tokens: int | 
     raise ApiError(400, message, param=param if room < 1 else "max_tokens", code="context_length_exceeded")
 
 
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of *text*, without holding up the event loop when the text is long."""
-    if len(text) < LONG_TEXT_CHARACTERS:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+async def beside_the_loop(size: int, work: Callable[[], T]) -> T:
+    """What *work* returns; it holds up the event loop only when its *size*, in characters or tokens, is small."""
+    return work() if size < LONG_TEXT_CHARACTERS else await asyncio.to_thread(work)
 
 
-async def encode_chat(engine: EngineClient, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation; the template writes all special tokens itself."""
-    text = engine.tokenizer.apply_chat_template(
-        [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+async def encode(tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+    """Token ids of each of *texts*."""
+    return await beside_the_loop(
+        sum(map(len, texts)), lambda: [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
     )
-    return await encode(engine.tokenizer, text, add_special_tokens=False)
 
 
-def _plain_message(message: Message, where: str) -> dict[str, Any]:
+async def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation; the template writes all special tokens itself."""
+    plain = [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return await beside_the_loop(
+        sum(len(message["role"]) + len(message["content"]) for message in plain),
+        lambda: tokenizer.encode(tokenizer.apply_chat_template(plain), add_special_tokens=False),
+    )
+
+
+def _plain_message(message: Message, where: str) -> dict[str, str]:
     """What templates understand: a role and a text. `developer` is OpenAI's newer word for `system`."""
     role = "system" if message.role == "developer" else message.role
     if message.content is None or isinstance(message.content, str):

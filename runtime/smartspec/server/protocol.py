@@ -7,7 +7,10 @@ from msgspec import Meta, Struct
 
 from smartspec.server.errors import ApiError, validation_error
 
-TokenId = Annotated[int, Meta(ge=0)]
+MAX_INT32 = 2**31 - 1
+"""Bounds what becomes an element of a tensor: a larger one would fail the step, and every request in it."""
+
+TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -33,7 +36,7 @@ class GenerationBody(Struct, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1)] = 0
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] = 0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     seed: int | None = None
@@ -152,7 +155,7 @@ def decode_body(data: bytes, kind: type[Body]) -> tuple[Body, list[str]]:
     """
     try:
         raw = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not a JSON object: {error}", code="invalid_json") from None
     fields = {name: value for name, value in raw.items() if value is not None}
     known = {field.encode_name for field in msgspec.structs.fields(kind)}

@@ -16,7 +16,7 @@ from smartspec.server.completions import create_completion
 from smartspec.server.context import CONTEXT, Context, read_body
 from smartspec.server.errors import ApiError, Handler, answer_errors
 from smartspec.server.exposition import CONTENT_TYPE
-from smartspec.server.parameters import check_model, encode, encode_chat
+from smartspec.server.parameters import beside_the_loop, check_model, check_vocabulary, encode, encode_chat
 from smartspec.server.protocol import DetokenizeBody, TokenizeBody
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
@@ -117,9 +117,10 @@ async def tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
-        tokens = await encode_chat(engine, body.messages)
+        tokens = await encode_chat(engine.tokenizer, body.messages)
     else:
-        tokens = await encode(engine.tokenizer, body.prompt or "", add_special_tokens=body.add_special_tokens)
+        texts = [body.prompt or ""]
+        [tokens] = await encode(engine.tokenizer, texts, add_special_tokens=body.add_special_tokens)
     answer = {"count": len(tokens), "max_model_len": engine.info.max_model_len, "tokens": tokens}
     return json_response(answer, headers=headers)
 
@@ -129,9 +130,12 @@ async def detokenize(request: web.Request) -> web.Response:
     engine = request.app[CONTEXT].lifecycle.engine
     body, headers = await read_body(request, DetokenizeBody)
     check_model(engine.info, body.model)
+    check_vocabulary(engine.info, body.tokens, param="tokens")
     try:
-        text = engine.tokenizer.decode(body.tokens, skip_special_tokens=False)
-    except (OverflowError, IndexError, ValueError):
+        text = await beside_the_loop(
+            len(body.tokens), lambda: engine.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        )
+    except (OverflowError, IndexError, ValueError):  # the model may know ids that the tokenizer does not
         raise ApiError(400, "tokens: an id is out of range", param="tokens") from None
     return json_response({"prompt": text}, headers=headers)
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from smartspec.config import RuntimeConfig
 from smartspec.scheduling.client import EngineClient, EngineInfo
@@ -18,6 +19,16 @@ from smartspec.server.lifecycle import Lifecycle
 from smartspec.server.public import public_app
 
 log = logging.getLogger(__name__)
+
+
+def _is_no_clients_mistake(record: logging.LogRecord) -> bool:
+    """Whether *record* is worth a line: what a client sent that is not HTTP is answered, and its bytes stay out."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+http_log = logging.getLogger(f"{__name__}.http")
+http_log.addFilter(_is_no_clients_mistake)
 
 
 async def serve(
@@ -60,7 +71,7 @@ async def serve(
 async def _listen(owned: AsyncExitStack, app: web.Application, host: str, port: int) -> str:
     """Serve *app* until *owned* closes; returns its URL (port 0: any free one)."""
     # Without handler_cancellation a handler outlives its client, and goes on holding blocks of the cache.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, logger=http_log, shutdown_timeout=1.0)
     await runner.setup()
     owned.push_async_callback(runner.cleanup)
     await web.TCPSite(runner, host, port, backlog=1024).start()

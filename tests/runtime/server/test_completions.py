@@ -1,10 +1,11 @@
 """`POST /v1/completions`: what goes in, what comes out, whole and streamed."""
 
+import threading
 from typing import Any
 
 import pytest
 
-from fake_engine import FakeEngine
+from fake_engine import CharacterTokenizer, FakeEngine
 from serving import serving
 
 
@@ -44,6 +45,41 @@ async def test_prompt_takes_all_four_forms(prompt: Any, texts: list[str]) -> Non
     assert status == 200
     assert [choice["text"] for choice in answer["choices"]] == texts
     assert [choice["index"] for choice in answer["choices"]] == list(range(len(texts)))
+
+
+class CountingTokenizer(CharacterTokenizer):
+    """Knows how often it was used, and by which threads."""
+
+    def __init__(self) -> None:
+        self.num_encoded = 0
+        self.threads: set[int] = set()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """As its parent."""
+        self.num_encoded += 1
+        self.threads.add(threading.get_ident())
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+
+async def test_too_many_prompts_are_refused_unread() -> None:
+    """A body has room for a million short texts: to tokenise them first would hold everyone up for nothing."""
+    engine = FakeEngine()
+    engine.tokenizer = tokenizer = CountingTokenizer()
+    async with serving(engine) as server:
+        status, answer = await server.post("/v1/completions", prompt=["a"] * 129, n=2)
+    assert (status, answer["error"]["param"]) == (400, "prompt")
+    assert tokenizer.num_encoded == 0
+
+
+@pytest.mark.parametrize(("num_texts", "is_beside"), [(2, False), (200, True)])
+async def test_much_text_is_tokenised_beside_the_loop(num_texts: int, is_beside: bool) -> None:
+    """What counts is all of a request's text, in however many prompts: streams of others go on meanwhile."""
+    engine = FakeEngine(max_num_seqs=256)
+    engine.tokenizer = tokenizer = CountingTokenizer()
+    async with serving(engine) as server:
+        status, _ = await server.post("/v1/completions", prompt=["a" * 100] * num_texts, max_tokens=1)
+    assert status == 200
+    assert (tokenizer.threads != {threading.get_ident()}) is is_beside
 
 
 async def test_n_choices_per_prompt_count_the_prompt_once() -> None:

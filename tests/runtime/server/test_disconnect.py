@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from fake_engine import INFO, FakeEngine
 from serving import Served, serving
@@ -29,6 +30,24 @@ async def test_leaving_client_aborts_its_sequences(stream: bool, phase: str, n: 
         await until(lambda: len(engine.aborted) == n)
         assert not engine.running
         assert not engine.waiting
+
+
+async def test_client_that_left_before_the_first_byte_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The very first write of a stream can find nobody there: that is a departure like any other."""
+
+    async def nobody_there(self: web.StreamResponse, request: web.BaseRequest) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    engine = FakeEngine(step_seconds=None)
+    async with serving(engine) as server:
+        monkeypatch.setattr(web.StreamResponse, "prepare", nobody_there)
+        writer = await _ask_and_never_read(server, {"prompt": "ab", "stream": True})
+        await until(lambda: engine.aborted)
+        writer.close()
+        monkeypatch.undo()
+    assert "internal_error" not in caplog.text
 
 
 async def _post(server: Served, body: dict[str, Any]) -> None:

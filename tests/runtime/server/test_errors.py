@@ -26,7 +26,8 @@ from waiting import until
         ("stream_options.include_usage", {"stream_options": {"include_usage": "yes"}}),
         ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", [-1]), ("prompt", 7),
         ("prompt", None), ("prompt", ["a"] * 257),
-        ("prompt", [1.5]), ("max_tokens", 400), ("stream", "yes"), ("prompt", [0x110000]),
+        ("prompt", [1.5]), ("max_tokens", 400), ("stream", "yes"), ("prompt", [0x110000]), ("prompt", [2**31]),
+        ("top_k", 2**63), ("top_k", 2**31), ("stop_token_ids", [2**31]),
     ],
 )  # fmt: skip
 async def test_bad_field_is_named(field: str, value: Any) -> None:
@@ -73,13 +74,38 @@ async def test_chat_refuses_top_logprobs() -> None:
     assert answer["error"]["param"] == "top_logprobs"
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"\xff", b'{"prompt": "\xff"}', b'{"a": NaN}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"3", b"\xff", b'{"prompt": "\xff"}', b'{"a": NaN}', b'{"a": ' + b"[" * 100_000]
+)
 async def test_body_that_is_no_json_object(data: bytes) -> None:
     """400 that says so."""
     async with serving(FakeEngine()) as server, server.public.post("/v1/completions", data=data) as response:
         answer = await response.json()
     assert response.status == 400
     assert answer["error"]["code"] == "invalid_json"
+
+
+async def test_body_that_is_not_encoded_as_it_says() -> None:
+    """Like any other body that cannot be read, it is its sender's mistake."""
+    async with serving(FakeEngine()) as server:
+        encoded = {"Content-Encoding": "gzip"}
+        async with server.public.post("/v1/completions", data=b"plain", headers=encoded) as response:
+            answer = await response.json()
+    assert (response.status, answer["error"]["code"]) == (400, "invalid_body")
+
+
+@pytest.mark.parametrize(
+    "data", [b"X: my private key\0\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nmy private prompt\r\n"]
+)
+async def test_what_is_no_http_leaves_no_trace_in_the_log(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that a client sends where a request should be may be anything: a prompt, or somebody's key."""
+    async with serving(FakeEngine()) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.public_port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + data)
+        assert b" 400 " in await reader.read()
+        writer.close()
+    assert "private" not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_lone_surrogate_is_no_accident() -> None:

@@ -40,5 +40,6 @@ async def test_tokenize_wants_one_of_two() -> None:
     """Neither or both of prompt and messages is an error, and so is an id no token has."""
     async with serving(FakeEngine()) as server:
         assert (await server.post("/tokenize"))[0] == 400
-        status, answer = await server.post("/detokenize", tokens=[2**40])
-    assert (status, answer["error"]["param"]) == (400, "tokens")
+        for token, param in ((2**40, "tokens[0]"), (0x110000, "tokens")):
+            status, answer = await server.post("/detokenize", tokens=[token])
+            assert (status, answer["error"]["param"]) == (400, param)
