@@ -20,7 +20,8 @@ class ServeProcess:
     """A running `smartspec serve` on free ports; `log` grows with every line it writes."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "smartspec", "serve", *arguments, "--port", "0", "--admin-port", "0"]
+        command = [sys.executable, "-m", "smartspec", "serve", "--compile", "off", *arguments]
+        command += ["--port", "0", "--admin-port", "0"]
         threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=os.environ | threads | (environment or {})

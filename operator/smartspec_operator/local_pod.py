@@ -123,12 +123,13 @@ def launch(
     arguments = [_placed(argument, mounts, folder) for argument in container["args"]]
 
     def command(ports: Ports) -> Sequence[str]:
-        # argparse keeps the last value of a flag: what the manifest says of addresses is for pods.
+        # argparse keeps the last value of a flag: what the manifest says of addresses is for pods. Nothing is compiled:
+        # a replica that starts would take the cores of those that serve for half a minute.
         return [
             *runtime, *arguments,
             "--host", "127.0.0.1", "--port", str(ports.public),
             "--admin-host", "127.0.0.1", "--admin-port", str(ports.admin),
-            "--threads", str(threads), "--lame-duck", "0", "--drain-timeout", str(grace_seconds),
+            "--threads", str(threads), "--compile", "off", "--lame-duck", "0", "--drain-timeout", str(grace_seconds),
         ]  # fmt: skip
 
     environment = {}

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from smartspec.composition import assemble
-from smartspec.config import ModelConfig, RuntimeConfig, SchedulerConfig
+from smartspec.config import Compile, ModelConfig, RuntimeConfig, SchedulerConfig
 from smartspec.execution.loader import LoadedModel, load
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Proposer, Verifier
@@ -40,11 +40,11 @@ def name_of(settings: PolicySettings) -> str:
     return f"{settings.policy}{settings.max_speculative_tokens if settings.policy == 'fixed' else ''}"
 
 
-def config_for(pair_of: Path, dtype: str) -> RuntimeConfig:
+def config_for(pair_of: Path, dtype: str, compile: Compile = "off") -> RuntimeConfig:
     """A runtime in whose cache 17 requests do not fit at once."""
     pair = write_pair(pair_of, dtype=getattr(torch, dtype))
     return RuntimeConfig(
-        ModelConfig(str(pair.target), str(pair.draft), dtype=dtype, device="cpu", max_model_len=256),
+        ModelConfig(str(pair.target), str(pair.draft), dtype=dtype, device="cpu", max_model_len=256, compile=compile),
         SchedulerConfig(max_num_seqs=17, max_num_batched_tokens=96, block_size=8, num_blocks=60),
         num_threads=1,
     )
@@ -61,6 +61,13 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> tuple[RuntimeConfig, Lo
 def bfloat16(tmp_path_factory: pytest.TempPathFactory) -> tuple[RuntimeConfig, LoadedModel]:
     """The tiny pair in bfloat16."""
     config = config_for(tmp_path_factory.mktemp("bfloat16"), "bfloat16")
+    return config, load(config)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[RuntimeConfig, LoadedModel]:
+    """The tiny pair in bfloat16, compiled."""
+    config = config_for(tmp_path_factory.mktemp("compiled"), "bfloat16", "on")
     return config, load(config)
 
 
@@ -208,10 +215,10 @@ def seeded_requests(model: LoadedModel, which: Sequence[int]) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_seed_decides_the_text(dtype: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("served_as", ["float32", "bfloat16", "compiled"])
+def test_a_seed_decides_the_text(served_as: str, request: pytest.FixtureRequest) -> None:
     """At temperature 0.9 the same seed gives the same text bit for bit: off, any fixed k, chosen k; alone or not."""
-    served: tuple[RuntimeConfig, LoadedModel] = request.getfixturevalue(dtype)
+    served: tuple[RuntimeConfig, LoadedModel] = request.getfixturevalue(served_as)
     model = served[1]
     assert model.invariant
     together = run(served, seeded_requests(model, range(17)), OFF)

@@ -28,7 +28,7 @@ def tiny_pair(directory: Path, dtype: str) -> Served:
     """A tiny pair, over a cache that a dozen requests fill."""
     pair = write_pair(directory, dtype=getattr(torch, dtype))
     config = RuntimeConfig(
-        ModelConfig(str(pair.target), str(pair.draft), dtype=dtype, device="cpu", max_model_len=256),
+        ModelConfig(str(pair.target), str(pair.draft), dtype=dtype, device="cpu", max_model_len=256, compile="off"),
         SchedulerConfig(max_num_seqs=12, max_num_batched_tokens=96, block_size=8, num_blocks=60),
         num_threads=1,
     )

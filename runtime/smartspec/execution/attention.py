@@ -68,6 +68,11 @@ class ForwardPass(Protocol):
 _current: ContextVar[ForwardPass] = ContextVar("smartspec_forward_pass")
 
 
+def current() -> ForwardPass:
+    """Who answers now; raises LookupError outside a forward."""
+    return _current.get()
+
+
 @contextmanager
 def answering(forward_pass: ForwardPass) -> Iterator[None]:
     """Let *forward_pass* answer every attention call made inside."""
@@ -88,7 +93,12 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     if attention_mask is not None:
         raise UnsupportedModelError(f"{type(module).__name__} brings its own attention mask")
-    return _current.get().attend(module, query, key, value, options), None
+    if torch.compiler.is_compiling():
+        caller: Any = module
+        # The compiler sees an operator and the number of a layer: see `compiled_forward`.
+        output: torch.Tensor = torch.ops.smartspec.attend(query, key, value, caller.smartspec_calls[0])
+        return output, None
+    return current().attend(module, query, key, value, options), None
 
 
 def use_paged_attention(model: PreTrainedModel) -> None:
@@ -108,6 +118,7 @@ class _Survey:
 
     def __init__(self) -> None:
         self.layers: list[LayerGeometry] = []
+        self.modules: list[torch.nn.Module] = []
 
     def attend(
         self,
@@ -118,13 +129,15 @@ class _Survey:
         options: dict[str, Any],
     ) -> torch.Tensor:
         self.layers.append(_geometry(module, query, key, value, options))
+        self.modules.append(module)
         return value.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
 
 
 def survey(model: PreTrainedModel) -> list[LayerGeometry]:
     """What each attention call of *model* looks like, in order, found by running two tokens through it.
 
-    The model must use paged attention already. Raises UnsupportedModelError when no attention is called at all.
+    The model must use paged attention already, and each module that attends is left with the numbers of its calls in
+    `smartspec_calls`. Raises UnsupportedModelError when no attention is called at all.
     """
     seen = _Survey()
     ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
@@ -133,6 +146,9 @@ def survey(model: PreTrainedModel) -> list[LayerGeometry]:
         model(input_ids=ids, position_ids=positions, use_cache=False)
     if not seen.layers:
         raise UnsupportedModelError(f"{type(model).__name__} keeps its state outside attention", is_stateful=True)
+    caller: Any
+    for caller in seen.modules:
+        caller.smartspec_calls = tuple(i for i, other in enumerate(seen.modules) if other is caller)
     return seen.layers
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from smartspec.config import ModelConfig, RuntimeConfig
+from smartspec.config import Compile, ConfigError, ModelConfig, RuntimeConfig
 from smartspec.execution import checkpoint, memory, rope, self_check, threads, tokenizer
 from smartspec.execution.attention import LayerGeometry
 from smartspec.execution.checkpoint import Source
+from smartspec.execution.compiled_forward import CompileError, compile_forward
 from smartspec.execution.kv_cache import bytes_per_block
-from smartspec.execution.paged_model import PagedModel
+from smartspec.execution.packed_linear import Product, pack_linears
+from smartspec.execution.paged_model import PagedModel, eager
 from smartspec.execution.recomputed_model import RecomputedModel
 from smartspec.execution.row_invariance import row_multiple
 from smartspec.execution.self_check import Attention
@@ -39,6 +41,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
     attention: Attention
+    compiled: bool
     invariant: bool
     key: str
     dtype: str
@@ -56,6 +59,7 @@ class _Candidate:
     model: PreTrainedModel
     attention: Attention
     layers: list[LayerGeometry]
+    products: list[Product]
     row_multiple: int | None
     is_target: bool
 
@@ -71,6 +75,7 @@ class _Candidate:
                 num_blocks=num_blocks,
                 block_size=block_size,
                 layers=self.layers,
+                products=self.products,
                 row_multiple=self.row_multiple or 1,
                 hurries=not self.is_target,
             )
@@ -109,14 +114,20 @@ def load(config: RuntimeConfig) -> LoadedModel:
         requested_len=chosen.max_model_len,
     )
     built = target.build(num_blocks=size.num_blocks, block_size=block_size)
+    built_draft = None if draft is None else draft.build(num_blocks=size.num_blocks, block_size=block_size)
+    invariant = target.row_multiple is not None and self_check.is_invariant(built)
+    compiled = _compile(built, "target", chosen.compile, must_be_invariant=invariant)
+    if built_draft is not None:
+        _compile(built_draft, "draft", chosen.compile, must_be_invariant=False)
     loaded = LoadedModel(
         target=built,
-        draft=None if draft is None else draft.build(num_blocks=size.num_blocks, block_size=block_size),
+        draft=built_draft,
         tokenizer=tokenizer.HuggingFaceTokenizer(words),
         eos_token_ids=_eos_token_ids(target.model, words),
         attention=target.attention,
-        invariant=target.row_multiple is not None and self_check.is_invariant(built),
-        key=_key(chosen, target.attention, dtype, device, num_threads),
+        compiled=compiled,
+        invariant=invariant,
+        key=_key(chosen, target.attention, dtype, device, num_threads, compiled),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         num_blocks=size.num_blocks,
@@ -125,10 +136,11 @@ def load(config: RuntimeConfig) -> LoadedModel:
         proposers=_proposers(config, target, draft),
     )
     log.info(
-        "event=model_loaded target=%s draft=%s dtype=%s device=%s threads=%d attention=%s invariant=%s num_blocks=%d "
-        "block_size=%d max_model_len=%d proposers=%s seconds=%.1f",
-        chosen.target, chosen.draft, loaded.dtype, device, num_threads, loaded.attention, loaded.invariant,
-        loaded.num_blocks, block_size, loaded.max_model_len, ",".join(loaded.proposers), time.perf_counter() - began,
+        "event=model_loaded target=%s draft=%s dtype=%s device=%s threads=%d attention=%s compiled=%s invariant=%s "
+        "num_blocks=%d block_size=%d max_model_len=%d proposers=%s seconds=%.1f",
+        chosen.target, chosen.draft, loaded.dtype, device, num_threads, loaded.attention,
+        loaded.compiled, loaded.invariant, loaded.num_blocks, block_size, loaded.max_model_len,
+        ",".join(loaded.proposers), time.perf_counter() - began,
     )  # fmt: skip
     return loaded
 
@@ -140,8 +152,28 @@ def _candidate(source: Source, config: Any, dtype: torch.dtype, device: torch.de
     verdict = self_check.check(model)
     log.info("event=attention_checked model=%s attention=%s reason=%r", source.name, verdict.attention, verdict.reason)
     # What a draft computes decides how much is accepted, never what the text is: only the target's bits must hold.
+    products = pack_linears(model) if verdict.attention == "paged" else []
     multiple = row_multiple(model) if is_target and device.type == "cpu" else None
-    return _Candidate(model, verdict.attention, verdict.layers, multiple, is_target)
+    return _Candidate(model, verdict.attention, verdict.layers, products, multiple, is_target)
+
+
+def _compile(built: Model, role: str, wish: Compile, *, must_be_invariant: bool) -> bool:
+    """Put *built* on a compiled forward as *wish* has it; whether it is on one now. Raises ConfigError for "on" where
+    that cannot be."""
+    if wish == "off" or not isinstance(built, PagedModel):
+        return False
+    try:
+        compiled = compile_forward(built, time.perf_counter)
+        if must_be_invariant and not self_check.is_invariant(built):
+            built.run_by(eager(built.model))
+            raise CompileError("compiled rows depend on the rows beside them")
+    except CompileError as problem:
+        if wish == "on":
+            raise ConfigError(f"compile is on, but the {role} cannot be compiled: {problem}") from problem
+        log.warning("event=not_compiled model=%s reason=%r", role, str(problem))
+        return False
+    log.info("event=compiled model=%s seconds=%.1f steps=%r", role, compiled.seconds, str(compiled))
+    return True
 
 
 def _proposers(config: RuntimeConfig, target: _Candidate, draft: _Candidate | None) -> tuple[Proposer, ...]:
@@ -160,7 +192,14 @@ def _eos_token_ids(model: PreTrainedModel, words: Any) -> frozenset[int]:
     return frozenset()
 
 
-def _key(chosen: ModelConfig, attention: Attention, dtype: torch.dtype, device: torch.device, num_threads: int) -> str:
+def _key(
+    chosen: ModelConfig,
+    attention: Attention,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_threads: int,
+    compiled: bool,
+) -> str:
     """What measured times and acceptance belong to: see `Priors.key`."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} x{num_threads}"
     parts = (
@@ -169,6 +208,7 @@ def _key(chosen: ModelConfig, attention: Attention, dtype: torch.dtype, device: 
         f"target={chosen.target}@{chosen.revision or 'main'}",
         f"draft={chosen.draft}@{chosen.draft_revision or 'main'}" if chosen.draft else "draft=none",
         f"attention={attention}",
+        f"forward={'compiled' if compiled else 'eager'}",
         "tp=1",
     )
     return ";".join(parts)

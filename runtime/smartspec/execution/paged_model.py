@@ -1,6 +1,6 @@
 """One transformers model over its own paged cache: rows of many requests in, logits out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,11 +10,28 @@ from smartspec.execution.attention import LayerGeometry, answering, survey, use_
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
 from smartspec.execution.kv_cache import allocate
-from smartspec.execution.ragged import RaggedBatch, pack
+from smartspec.execution.packed_linear import LEAST_ROWS, Product
+from smartspec.execution.ragged import Ints, RaggedBatch, pack
 from smartspec.execution.torch_attention import TorchAttention
 
 _SERIAL_WORK = 1 << 25
 """Multiply-adds of a step below which threads cost more than they bring: about a millisecond of one core."""
+
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(token ids [1, T], positions [1, T], rows whose logits are wanted [L]) to logits [1, L, vocab]."""
+
+
+def eager(model: PreTrainedModel) -> Forward:
+    """*model* as transformers runs it."""
+
+    def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=kept
+        ).logits
+        return logits
+
+    return forward
 
 
 class AttentionBackend(Protocol):
@@ -32,6 +49,7 @@ class AttentionBackend(Protocol):
 class PagedModel:
     """*model* with keys and values in blocks. It is put on paged attention, in evaluation mode, and kept so.
 
+    `products` are the model's packed linear layers (`packed_linear.pack_linears`).
     `row_multiple`: rows are padded to a multiple of it, for matrix products whose bits depend on the number of rows.
     `hurries`: steps too small to be shared by threads run on one; their bits may then differ from larger steps', which
     only a draft can afford.
@@ -45,6 +63,7 @@ class PagedModel:
         num_blocks: int,
         block_size: int,
         layers: Sequence[LayerGeometry] | None = None,
+        products: Sequence[Product] = (),
         row_multiple: int = 1,
         hurries: bool = False,
     ) -> None:
@@ -52,16 +71,24 @@ class PagedModel:
         use_paged_attention(model)
         self.model = model
         self.layers = list(layers if layers is not None else survey(model))
+        self.products = products
         self.num_blocks, self.block_size, self.row_multiple = num_blocks, block_size, row_multiple
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self.device = model.device
         self._hurries = hurries and self.device.type == "cpu"
         self._num_parameters: int = sum(p.numel() for p in model.parameters())
+        self._num_parameters += sum(product.in_features * product.out_features for product in products)
         caches = allocate(self.layers, num_blocks=num_blocks, block_size=block_size, device=self.device)
         kinds = {layer.dtype for layer in self.layers}
         compiled = self.device.type == "cpu" and kinds in ({torch.float32}, {torch.bfloat16})
         self.attention: AttentionBackend = (CompiledAttention if compiled else TorchAttention)(self.layers, caches)
         self._next_layer = 0
+        self.run_by(eager(model))
+
+    def run_by(self, forward: Forward, *, least_rows: int = 1) -> None:
+        """Let *forward* do what `eager(self.model)` does; it is given at least *least_rows* rows and logits."""
+        self._forward = forward
+        self._least_rows = max(least_rows, LEAST_ROWS if self.products else 1)
 
     def attend(
         self,
@@ -79,7 +106,7 @@ class PagedModel:
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> torch.Tensor:
         """float32 logits [sum(num_logits), vocab], rows in segment order; keys and values of all rows are stored."""
-        batch = pack(segments, self.block_size, row_multiple=self.row_multiple)
+        batch = pack(segments, self.block_size, row_multiple=self.row_multiple, least_rows=self._least_rows)
         threads = torch.get_num_threads()
         if threads == 1 or not self._is_small(batch):
             return self._run(batch)
@@ -100,18 +127,16 @@ class PagedModel:
         self.attention.begin(batch)
         self._next_layer = 0
         with answering(self):
-            logits: torch.Tensor = self.model(
-                input_ids=torch.from_numpy(batch.input_ids)[None].to(self.device),
-                position_ids=torch.from_numpy(batch.positions)[None].to(self.device),
-                use_cache=False,
-                logits_to_keep=self._kept(batch),
-            ).logits
+            logits = self._forward(
+                torch.from_numpy(batch.input_ids)[None].to(self.device),
+                torch.from_numpy(batch.positions)[None].to(self.device),
+                self._kept(batch.logit_rows),
+            )
         return logits[0, : len(batch.logit_rows)].float()
 
-    def _kept(self, batch: RaggedBatch) -> torch.Tensor:
-        rows = batch.logit_rows
-        missing = -len(rows) % self.row_multiple or (0 if len(rows) else self.row_multiple)
-        kept = torch.from_numpy(rows)
-        if missing:
-            kept = torch.cat((kept, kept.new_zeros(missing)))
+    def _kept(self, rows: Ints) -> torch.Tensor:
+        """The rows whose logits are wanted, padded as rows are: the last layer multiplies them too."""
+        padded = -(-max(len(rows), self._least_rows) // self.row_multiple) * self.row_multiple
+        kept = torch.zeros(padded, dtype=torch.int64)
+        kept[: len(rows)] = torch.from_numpy(rows)
         return kept.to(self.device)

@@ -36,9 +36,9 @@ class RaggedBatch:
         return int((self.tiles[:, 1] * (self.tiles[:, 2] + self.tiles[:, 1])).sum())
 
 
-def pack(segments: Sequence[Segment], block_size: int, *, row_multiple: int = 1) -> RaggedBatch:
-    """Pack *segments*, padding the rows to a multiple of *row_multiple*. Raises ValueError for a segment without
-    rows, with more logits than rows, or whose block table is too short for its last position."""
+def pack(segments: Sequence[Segment], block_size: int, *, row_multiple: int = 1, least_rows: int = 1) -> RaggedBatch:
+    """Pack *segments*, padding the rows to a multiple of *row_multiple*, at least *least_rows*. Raises ValueError for a
+    segment without rows, with more logits than rows, or whose block table is too short for its last position."""
     counts = np.array([len(s.token_ids) for s in segments], dtype=np.int64)
     starts = np.array([s.start for s in segments], dtype=np.int64)
     logits = np.array([s.num_logits for s in segments], dtype=np.int64)
@@ -50,7 +50,7 @@ def pack(segments: Sequence[Segment], block_size: int, *, row_multiple: int = 1)
     if (lengths * block_size < starts + counts).any():
         raise ValueError("a segment's block table is too short for its last position")
     num_rows = int(counts.sum())
-    padded = -(-num_rows // row_multiple) * row_multiple
+    padded = -(-max(num_rows, least_rows) // row_multiple) * row_multiple
     input_ids = np.zeros(padded, dtype=np.int64)
     input_ids[:num_rows] = np.fromiter(chain.from_iterable(s.token_ids for s in segments), np.int64, num_rows)
     block_tables = np.fromiter(chain.from_iterable(s.block_table for s in segments), np.int64, int(lengths.sum()))

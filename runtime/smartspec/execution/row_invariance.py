@@ -7,6 +7,8 @@ processor and the number of threads, so it is measured on the model's own layers
 
 import torch
 
+from smartspec.execution.packed_linear import LEAST_ROWS, PackedLinear
+
 CANDIDATES = (1, 4, 8, 16)
 _MOST_ROWS = 160
 _ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 20, 24, 28, 31, 32, 40, 48, 63, 64, 80, 96, 112, 128, 144)
@@ -24,9 +26,12 @@ def _distinct(model: torch.nn.Module) -> list[torch.nn.Module]:
     """One layer of each shape: anything with a matrix that takes rows of features."""
     seen: dict[tuple[object, ...], torch.nn.Module] = {}
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        is_linear = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-        if is_linear and isinstance(weight, torch.Tensor):
+        if isinstance(module, PackedLinear):
+            product = module.product
+            seen.setdefault((product.in_features, product.out_features, product.bias is None), module)
+        elif isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+            weight = module.weight
+            assert isinstance(weight, torch.Tensor)
             seen.setdefault((*weight.shape, weight.dtype, getattr(module, "bias", None) is None), module)
     return list(seen.values())
 
@@ -35,9 +40,11 @@ def _distinct(model: torch.nn.Module) -> list[torch.nn.Module]:
 def _is_invariant(layer: torch.nn.Module, multiple: int) -> bool:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    width = weight.shape[1] if isinstance(layer, torch.nn.Linear) else weight.shape[0]
+    is_packed = isinstance(layer, PackedLinear)
+    width = weight.shape[1] if is_packed or isinstance(layer, torch.nn.Linear) else weight.shape[0]
+    least = LEAST_ROWS if is_packed else 1
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((1, _MOST_ROWS, width), generator=generator).to(weight)
     whole = layer(rows)
-    counts = sorted({-(-count // multiple) * multiple for count in _ROW_COUNTS})
+    counts = sorted({-(-max(count, least) // multiple) * multiple for count in _ROW_COUNTS})
     return all(torch.equal(layer(rows[:, :count]), whole[:, :count]) for count in counts)

@@ -25,7 +25,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
 def config(pair: TinyPair, **model: object) -> RuntimeConfig:
     """A configuration that loads the pair on one thread."""
-    chosen = replace(ModelConfig(target=str(pair.target), draft=str(pair.draft), device="cpu"), **model)  # type: ignore[arg-type]
+    chosen = replace(ModelConfig(target=str(pair.target), draft=str(pair.draft), device="cpu", compile="off"), **model)  # type: ignore[arg-type]
     return RuntimeConfig(chosen, SCHEDULER, num_threads=1)
 
 
@@ -78,7 +78,9 @@ def test_a_model_with_state_elsewhere_is_served_without_speculation(tmp_path: Pa
         )
     model.save_pretrained(tmp_path)
     byte_tokenizer(300).save_pretrained(tmp_path)
-    loaded = load(RuntimeConfig(ModelConfig(target=str(tmp_path), device="cpu"), SCHEDULER, num_threads=1))
+    loaded = load(
+        RuntimeConfig(ModelConfig(target=str(tmp_path), device="cpu", compile="off"), SCHEDULER, num_threads=1)
+    )
     assert (loaded.attention, loaded.invariant, loaded.proposers) == ("stateful", False, ())
     ids = list(range(20))
     loaded.target.forward([Segment(ids[:19], 0, [5, 6])])

@@ -1,0 +1,228 @@
+"""A model's forward compiled once by inductor, for any number of rows, with its weights and its cache left outside.
+
+What a transformers model does between its matrix products is dozens of small operations a layer, and each is a pass
+over memory and a start of threads. Inductor merges them into a few loops. Matrix products and attention stay ours: they
+are operators that the compiler cannot see into, and that find their weights and caches through the forward pass that is
+running. So one compilation serves every size of step, and a row's bits cannot depend on which one was compiled for.
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from smartspec.execution.attention import current
+from smartspec.execution.batch import Segment
+from smartspec.execution.compiled_attention import CompiledAttention
+from smartspec.execution.paged_model import Forward, PagedModel, eager
+
+LEAST_ROWS = 2
+"""A compiler takes a size of 1 for a constant, so a step has at least two rows, and so do its logits."""
+
+_TRACED_ROWS = 24
+"""Rows to compile with. The logits asked for are fewer, or the compiler would take the two sizes for one."""
+
+TRIAL_ROWS = (1, 16, 64)
+_REPEATS = 6
+_WORTH = 1.1
+"""A compiled forward is left again when it takes longer than this times eager: noise must not decide."""
+_TOLERANCE = 0.05
+"""Relative difference of logits between compiled and eager: rounding in 16 bits makes about a hundredth."""
+
+_library: Any = torch.library.Library("smartspec", "DEF")  # type: ignore[no-untyped-call]
+_library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
+_library.define("linear(Tensor rows, int place, int begin, int end) -> Tensor")
+
+
+def _running() -> PagedModel:
+    model = current()
+    assert isinstance(model, PagedModel), "only a paged model runs a compiled forward"
+    return model
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> torch.Tensor:
+    return _running().attention.attend(layer, query, key, value)
+
+
+def _linear(rows: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
+    product = _running().products[place]
+    columns = product.multiply(rows)
+    # Contiguous, as the compiler was told.
+    return columns if end - begin == product.out_features else columns[..., begin:end].contiguous()
+
+
+def _attend_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> torch.Tensor:
+    return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
+
+
+def _linear_shape(rows: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
+    return rows.new_empty((*rows.shape[:-1], end - begin))
+
+
+_library.impl("attend", _attend, "CPU")
+_library.impl("linear", _linear, "CPU")
+torch.library.register_fake("smartspec::attend", _attend_shape, lib=_library)
+torch.library.register_fake("smartspec::linear", _linear_shape, lib=_library)
+
+
+class CompileError(Exception):
+    """The model's forward cannot be compiled here, or is not worth it; the message says why."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of compiling: seconds it took, and of a step of each of `TRIAL_ROWS` rows before and after."""
+
+    seconds: float
+    eager_seconds: tuple[float, ...]
+    compiled_seconds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        times = " against ".join(
+            "/".join(f"{1e3 * seconds:.3g}" for seconds in row) for row in (self.compiled_seconds, self.eager_seconds)
+        )
+        return f"{times} ms eager for {'/'.join(map(str, TRIAL_ROWS))} rows"
+
+
+def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
+    """Put *paged* on a compiled forward, if that computes the same, faster; otherwise it is left as it was.
+
+    What was compiled is kept in a cache directory (`TORCHINDUCTOR_CACHE_DIR`, by default below `XDG_CACHE_HOME`), so
+    that the next start takes a fraction of the time. Writes to the blocks of the cache, so call it before there are
+    requests. Raises CompileError.
+    """
+    _require(paged)
+    run_eager = eager(paged.model)
+    run_compiled: Forward = torch.compile(run_eager, backend=_backend, dynamic=True, fullgraph=True)
+    trials = [_trial(paged, rows) for rows in TRIAL_ROWS]
+    began = clock()
+    try:
+        # Once for each number of threads that steps run on: dynamo compiles anew for another.
+        for trial in (_trial(paged, _TRACED_ROWS), trials[-1]):
+            paged.run_by(run_eager)
+            expected = paged.forward(trial)
+            paged.run_by(run_compiled, least_rows=LEAST_ROWS)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of its own use of itself
+                found = paged.forward(trial)
+            difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+            if not difference <= _TOLERANCE:
+                raise CompileError(f"compiled logits differ by {difference:.2g}")
+        compiled = _compare(paged, trials, clock, run_eager, _unguarded(run_compiled), seconds=clock() - began)
+        if sum(compiled.compiled_seconds) > _WORTH * sum(compiled.eager_seconds):
+            raise CompileError(f"compiled steps take longer: {compiled}")
+    except Exception as problem:  # what dynamo and inductor raise has no base class that is public
+        paged.run_by(run_eager)
+        if isinstance(problem, CompileError):
+            raise
+        raise CompileError(f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}") from problem
+    return compiled
+
+
+def _require(paged: PagedModel) -> None:
+    """Raise CompileError for what is known to be in the way, before time is spent on it."""
+    if not isinstance(paged.attention, CompiledAttention):
+        raise CompileError(f"only models in float32 or bfloat16 on a CPU are compiled, not on {paged.device}")
+    if any(len(getattr(module, "smartspec_calls", ())) > 1 for module in paged.model.modules()):
+        raise CompileError("a module attends more than once in a forward")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise CompileError(f"there is no C++ compiler: {compiler} is not on the PATH")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_directory()))
+
+
+def _unguarded(forward: Forward) -> Forward:
+    """*forward* without asking, at every step, whether each of its modules is still what it was (0.4 ms for 16 layers);
+    nor does a step ever wait for another compilation. It is called with rows enough, and its modules do not change."""
+
+    def run(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+            return forward(input_ids, position_ids, kept)
+
+    return run
+
+
+def _trial(paged: PagedModel, rows: int) -> list[Segment]:
+    """One request of *rows* tokens from the start of the cache, a third of them with logits."""
+    rows = min(rows, paged.num_blocks * paged.block_size)
+    ids = torch.randint(paged.vocab_size, (rows,), generator=torch.Generator().manual_seed(rows)).tolist()
+    return [Segment(ids, 0, range(-(-rows // paged.block_size)), -(-rows // 3))]
+
+
+def _compare(
+    paged: PagedModel,
+    trials: list[list[Segment]],
+    clock: Callable[[], float],
+    run_eager: Forward,
+    run_compiled: Forward,
+    *,
+    seconds: float,
+) -> Compiled:
+    """The fastest of a few steps of each trial, the two ways in turn; *paged* is left on the compiled one."""
+    best: dict[Forward, list[float]] = {run_eager: [], run_compiled: []}
+    for trial in trials:
+        times: dict[Forward, list[float]] = {run_eager: [], run_compiled: []}
+        for _ in range(_REPEATS):
+            for run in (run_eager, run_compiled):
+                paged.run_by(run, least_rows=LEAST_ROWS)
+                began = clock()
+                paged.forward(trial)
+                times[run].append(clock() - began)
+        for run in times:
+            best[run].append(min(times[run]))
+    return Compiled(seconds, tuple(best[run_eager]), tuple(best[run_compiled]))
+
+
+def _cache_directory() -> Path:
+    """A directory that can be written to: the user's cache, else a temporary one, which lives as long as the pod."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smartspec" / "compiled"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            return home
+    except OSError:
+        return Path(tempfile.gettempdir()) / f"smartspec-compiled-{os.getuid()}"
+
+
+def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Inductor, after products of one input have been joined."""
+    from torch._inductor import config  # heavy, and only wanted here
+    from torch._inductor.compile_fx import compile_fx
+
+    _join_products(graph)
+    # A step may run on fewer threads than the next: the number must not be compiled in.
+    with config.patch({"cpp.dynamic_threads": True}):
+        compiled: Callable[..., Any] = compile_fx(graph, inputs)  # type: ignore[assignment]
+        return compiled
+
+
+def _join_products(module: fx.GraphModule) -> None:
+    """Make one call of the calls that ask for parts of the same product of the same rows."""
+    calls: dict[tuple[Any, Any], list[fx.Node]] = defaultdict(list)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith("smartspec.linear"):
+            calls[node.args[0], node.args[1]].append(node)
+    for (rows, place), parts in calls.items():
+        if len(parts) < 2:
+            continue
+        total = max(int(str(part.args[3])) for part in parts)
+        with module.graph.inserting_before(parts[0]):
+            whole = module.graph.call_function(torch.ops.smartspec.linear.default, (rows, place, 0, total))
+            whole.meta = dict(parts[0].meta)
+        for part in parts:
+            with module.graph.inserting_before(part):
+                columns = module.graph.call_function(
+                    torch.ops.aten.slice.Tensor, (whole, -1, part.args[2], part.args[3])
+                )
+                columns.meta = dict(part.meta)
+            part.replace_all_uses_with(columns)
+            module.graph.erase_node(part)
+    module.recompile()

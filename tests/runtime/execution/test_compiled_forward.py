@@ -1,0 +1,101 @@
+"""A compiled forward computes what the model does, row by row, or is not used."""
+
+import itertools
+import time
+
+import pytest
+import torch
+from torch import fx
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from smartspec.execution import compiled_forward, self_check
+from smartspec.execution.attention import use_paged_attention
+from smartspec.execution.batch import Segment
+from smartspec.execution.compiled_forward import CompileError, compile_forward
+from smartspec.execution.packed_linear import pack_linears
+from smartspec.execution.paged_model import PagedModel
+
+
+def paged_llama(dtype: torch.dtype = torch.bfloat16) -> PagedModel:
+    """One random layer over a cache of its own, packed."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    use_paged_attention(model)
+    return PagedModel(model, num_blocks=32, block_size=16, products=pack_linears(model), row_multiple=4)
+
+
+def ids(count: int) -> list[int]:
+    """Token ids of a made-up text."""
+    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(count)).tolist()
+
+
+@pytest.fixture(scope="module")
+def compiled() -> PagedModel:
+    """A model on its compiled forward, whatever its speed."""
+    model = paged_llama()
+    # Each reading is a second after the last, so that compiled and eager steps take the same.
+    compile_forward(model, itertools.count().__next__)
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 24, 130])
+def test_compiled_logits_are_those_of_the_model(compiled: PagedModel, rows: int) -> None:
+    """For other numbers of rows than it was compiled with, one included, without compiling again."""
+    segment = [Segment(ids(rows), 0, range(9), rows)]
+    found, expected = compiled.forward(segment), paged_llama().forward(segment)
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+def test_rows_are_bit_equal_however_they_are_computed(compiled: PagedModel) -> None:
+    """What is promised of the model is kept by what the compiler made of it."""
+    assert self_check.is_invariant(compiled)
+
+
+def test_siblings_become_one_call() -> None:
+    """Parts of the same product of the same rows are one product, cut; others stay as they are."""
+    graph = fx.Graph()
+    rows, others = graph.placeholder("rows"), graph.placeholder("others")
+    linear = torch.ops.smartspec.linear
+    calls = [(rows, 0, 0, 8), (rows, 0, 8, 12), (rows, 1, 0, 8), (others, 0, 0, 8)]
+    graph.output(tuple(graph.call_function(linear, call) for call in calls))
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    compiled_forward._join_products(module)
+    left = [n.args for n in module.graph.nodes if str(n.target).startswith("smartspec.linear")]
+    assert left == [(rows, 0, 0, 12), (rows, 1, 0, 8), (others, 0, 0, 8)]
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the model runs on as it was."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model = paged_llama()
+    with pytest.raises(CompileError, match="no-such-compiler is not on the PATH"):
+        compile_forward(model, time.perf_counter)
+    assert model.forward([Segment(ids(3), 0, [0], 3)]).shape == (3, 128)
+
+
+def test_a_slower_forward_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are made up: each reading of the clock is twice as far from the last."""
+    model = paged_llama()
+    before = model._forward
+    monkeypatch.setattr(compiled_forward, "_backend", lambda graph, inputs: graph.forward)
+    with pytest.raises(CompileError, match="take longer"):
+        compile_forward(model, (2.0**n for n in itertools.count()).__next__)
+    assert model.forward([Segment(ids(3), 0, [0], 3)]).shape == (3, 128)
+    assert model._forward.__code__ is before.__code__
+
+
+def test_a_module_that_attends_twice_is_refused() -> None:
+    """Which of its two caches is meant could not be told from the module."""
+    model = paged_llama()
+    model.model.model.layers[0].self_attn.smartspec_calls = (0, 1)
+    with pytest.raises(CompileError, match="attends more than once"):
+        compile_forward(model, time.perf_counter)
