@@ -25,6 +25,11 @@ CMD ["run", "--all-namespaces", "--probe-port", "8080"]
 FROM base AS runtime
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=
+# For the compiled forward on CPUs. Where CPUs are not served on, --build-arg COMPILER= leaves it out.
+ARG COMPILER="g++ python3-dev"
+RUN if [ -n "$COMPILER" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends $COMPILER && rm -rf /var/lib/apt/lists/*; \
+    fi
 # Torch first and by itself: the largest layer changes least.
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
 COPY pyproject.toml README.md LICENSE ./

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from smartspec.composition import assemble
 from smartspec.config import Compile, ModelConfig, RuntimeConfig, SchedulerConfig
+from smartspec.execution.compiled_forward import missing_compiler
 from smartspec.execution.loader import LoadedModel, load
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Proposer, Verifier
@@ -67,6 +68,8 @@ def bfloat16(tmp_path_factory: pytest.TempPathFactory) -> tuple[RuntimeConfig, L
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[RuntimeConfig, LoadedModel]:
     """The tiny pair in bfloat16, compiled."""
+    if (problem := missing_compiler()) is not None:
+        pytest.skip(problem)
     config = config_for(tmp_path_factory.mktemp("compiled"), "bfloat16", "on")
     return config, load(config)
 

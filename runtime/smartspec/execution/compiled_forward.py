@@ -8,6 +8,7 @@ running. So one compilation serves every size of step, and a row's bits cannot d
 
 import os
 import shutil
+import sysconfig
 import tempfile
 import warnings
 from collections import defaultdict
@@ -127,15 +128,25 @@ def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
     return compiled
 
 
+def missing_compiler() -> str | None:
+    """What is missing on this machine for compiling, if anything is."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler: {compiler} is not on the PATH"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not header.exists():
+        return f"Python's headers are not installed: there is no {header}"
+    return None
+
+
 def _require(paged: PagedModel) -> None:
     """Raise CompileError for what is known to be in the way, before time is spent on it."""
     if not isinstance(paged.attention, CompiledAttention):
         raise CompileError(f"only models in float32 or bfloat16 on a CPU are compiled, not on {paged.device}")
     if any(len(getattr(module, "smartspec_calls", ())) > 1 for module in paged.model.modules()):
         raise CompileError("a module attends more than once in a forward")
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise CompileError(f"there is no C++ compiler: {compiler} is not on the PATH")
+    if (problem := missing_compiler()) is not None:
+        raise CompileError(problem)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_directory()))
 
 
