@@ -133,7 +133,7 @@ def run(
 def outcome() -> Outcome:
     """Everything mixed: once with room to speculate, once with so few blocks that preemption never ends."""
     ample = run(KINDS, RandomPolicy(seed=1))
-    scarce = run(KINDS, RandomPolicy(seed=2), num_blocks=10 * BATCH, first_seed=1 << 40)
+    scarce = run(KINDS, RandomPolicy(seed=2), num_blocks=3 * BATCH, first_seed=1 << 40)  # they share their prompt
     assert min(scarce.drafted.values()) > 100
     return Outcome(
         {kind: ample.texts[kind] + scarce.texts[kind] for kind in KINDS},
