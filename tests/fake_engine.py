@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smartspec.policy.load import LoadReport
-from smartspec.policy.settings import PolicySettings
+from smartspec.policy.settings import AcceptancePrior, LatencyPrior, PolicySettings, Priors
 from smartspec.policy.types import Decision, StepFeatures, StepSeconds
 from smartspec.scheduling.client import (
     EngineInfo,
@@ -24,6 +24,12 @@ INFO = EngineInfo(
     model="fake", max_model_len=256, dtype="float32", device="cpu", attention="paged", invariant=True,
     proposers=("draft", "lookup"), num_blocks=64, block_size=16, key="k", created=1_700_000_000,
     target="models/fake", draft="models/fake-draft", vocab_size=0x110000,
+)  # fmt: skip
+
+
+LEARNED = Priors(
+    "k", LatencyPrior({"target.step": 0.02, "target.context": 0.0}, weight=9.0),
+    (AcceptancePrior("draft", "greedy", (0.8, 0.5), (20.0, 10.0)),),
 )  # fmt: skip
 
 
@@ -189,6 +195,7 @@ class FakeEngine:
             model=self.info.model, version="0", state="ready" if self._accepting else "draining",
             generation=self._settings.generation, num_requests_running=len(self.running),
             num_requests_waiting=len(self.waiting), kv_cache_usage=0.25, requests_rejected_total=self.num_rejected,
+            priors=LEARNED if self.requests else None,
         )  # fmt: skip
 
     def settings(self) -> PolicySettings:

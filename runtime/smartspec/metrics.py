@@ -151,6 +151,10 @@ TIME_MODEL_ERROR = Metric(
     "smartspec_time_model_error_ratio", "histogram", "|predicted - measured| / measured step time.",
     buckets=RATIO_BUCKETS,
 )  # fmt: skip
+TIME_MODEL_COEFFICIENT = Metric(
+    "smartspec_time_model_coefficient_seconds", "gauge", "Seconds per unit of each term of the time model.",
+    ("term",),
+)  # fmt: skip
 
 # Ours: speculation.
 SPECULATIVE_TOKENS = Metric(
@@ -159,6 +163,11 @@ SPECULATIVE_TOKENS = Metric(
 )  # fmt: skip
 MEAN_SPECULATIVE_TOKENS = Metric("smartspec_mean_speculative_tokens", "gauge", "Mean k over the recent window.")
 ACCEPTANCE_RATE = Metric("smartspec_acceptance_rate", "gauge", "Accepted / drafted over the recent window.")
+ACCEPTANCE_BY_POSITION = Metric(
+    "smartspec_acceptance_probability", "gauge",
+    "Estimate that a position is accepted given that all before it were (position 0 is the first).",
+    ("proposer", "verifier", "position"),
+)  # fmt: skip
 DRAFT_TOKENS = Metric("smartspec_draft_tokens_total", "counter", "Tokens proposed, by proposer.", ("proposer",))
 ACCEPTED_TOKENS = Metric(
     "smartspec_accepted_tokens_total", "counter", "Proposed tokens accepted, by proposer.", ("proposer",)

@@ -17,6 +17,7 @@ import msgspec
 
 from smartspec import __version__
 from smartspec.async_engine.live_requests import LiveRequests
+from smartspec.async_engine.speculation_totals import SpeculationTotals
 from smartspec.async_engine.thread import (
     Abort,
     Add,
@@ -77,6 +78,7 @@ class AsyncEngine(Generic[D]):
         self._requests = LiveRequests(config, clock, lambda request_id: self._commands.put(Abort(request_id)))
         self._observers: list[Callable[[StepStats], None]] = []
         self._learned: Learned | None = None
+        self._totals = SpeculationTotals()
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -133,6 +135,7 @@ class AsyncEngine(Generic[D]):
         self._learned = report.learned or self._learned
         self._requests.deliver(report)
         if report.stats is not None:
+            self._totals.stepped(report.stats)
             for observe in self._observers:
                 observe(report.stats)
 
@@ -240,5 +243,10 @@ class AsyncEngine(Generic[D]):
         return settings
 
     def speculation(self) -> dict[str, Any]:
-        """What the policy chose lately and why: at most a second old while busy."""
-        return self._learned.explanation if self._learned else {}
+        """What the policy chose lately and why, at most a second old while busy; beside it what came of it since the
+        start (`totals`) and over the recent window (`recent`)."""
+        return {
+            **(self._learned.explanation if self._learned else {}),
+            "totals": self._totals.report(),
+            "recent": msgspec.to_builtins(self.load().speculation),
+        }

@@ -180,7 +180,12 @@ def _step_row(outcome: StepOutcome) -> dict[str, Any]:
         "lookup_tokens": sum(c.num_tokens for c in decision.choices.values() if c.proposer == "lookup"),
         "predicted_seconds": decision.predicted_seconds,
         "measured_seconds": outcome.seconds.total,
+        "draft_seconds": outcome.seconds.draft,
+        "target_seconds": outcome.seconds.target,
+        "host_seconds": outcome.seconds.host,
         "predicted_tokens": decision.predicted_tokens,
         "kept_tokens": outcome.tokens_kept,
+        "wasted_tokens": sum(o.num_drafted - o.num_accepted for o in outcome.outcomes),
+        "catchup_tokens": outcome.features.catchup_tokens,
         "plain_seconds": decision.baseline_seconds,
     }

@@ -10,6 +10,7 @@ from prometheus_client import Metric as PrometheusMetric
 from smartspec import __version__, metrics
 from smartspec.metrics import METRICS, Metric
 from smartspec.policy.load import LoadReport
+from smartspec.policy.settings import Priors
 from smartspec.scheduling.client import EngineInfo, GenerationDelta
 from smartspec.scheduling.output import StepStats
 
@@ -25,6 +26,7 @@ class Exposition:
         self._counters: dict[Metric, Counter] = {}
         self._gauges: dict[Metric, Gauge] = {}
         self._histograms: dict[Metric, PrometheusHistogram] = {}
+        self._terms: set[str] = set()
         ProcessCollector(registry=self._registry)
         for metric in METRICS:
             self._register(metric)
@@ -107,7 +109,23 @@ class Exposition:
             (metrics.READY, float(load.state == "ready")),
         ):
             self._gauges[metric].labels(self._model).set(value)
+        self._show_learned(load.priors)
         return prometheus_client.generate_latest(self)
+
+    def _show_learned(self, priors: Priors | None) -> None:
+        """Show the time model and the acceptance that the policy has learned."""
+        if priors is None:
+            return
+        if priors.latency is not None:
+            # A term that stands at zero is one of many that never mattered here, unless it was shown before.
+            for term, seconds in priors.latency.coefficients.items():
+                if seconds > 0 or term in self._terms:
+                    self._terms.add(term)
+                    self._gauges[metrics.TIME_MODEL_COEFFICIENT].labels(self._model, term).set(seconds)
+        shown = self._gauges[metrics.ACCEPTANCE_BY_POSITION]
+        for prior in priors.acceptance:
+            for position, rate in enumerate(prior.rates):
+                shown.labels(self._model, prior.proposer, prior.verifier, str(position)).set(rate)
 
     def collect(self) -> Iterable[PrometheusMetric]:
         """The registry's families without `_created`: a time for every counter would double the text, for nobody."""

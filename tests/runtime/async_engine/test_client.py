@@ -302,6 +302,10 @@ async def test_load_tells_of_requests_latencies_and_speculation() -> None:
         r.engine.subscribe(seen.append)
         await asyncio.gather(*(collect(r.engine, ask(max_tokens=20)) for _ in range(6)))
         await until(lambda: r.engine.speculation().get("steps") == len(seen))
+        explained = r.engine.speculation()
+        assert explained["totals"]["steps"] == len(seen)
+        assert explained["totals"]["tokens_kept"] == sum(stats.tokens_kept for stats in seen)
+        assert explained["recent"]["mean_k"] == r.engine.load().speculation.mean_k
         report = r.engine.load()
         assert report.requests_total == report.ttft.total == report.tpot.total == report.queue_time.total == 6
         assert (report.num_requests_running, report.num_requests_waiting, report.kv_cache_usage) == (0, 0, 0.0)

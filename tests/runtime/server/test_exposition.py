@@ -35,6 +35,14 @@ async def test_every_metric_of_the_contract_appears() -> None:
         assert any(sample.split("{")[0] == name for sample in samples), metric.name
 
 
+async def test_what_was_learned_is_shown() -> None:
+    """Coefficients of the time model that are more than zero, and acceptance by position."""
+    samples = await read_metrics(FakeEngine(), {"prompt": "abc"})
+    coefficients = {name: value for name, value in samples.items() if "coefficient" in name}
+    assert coefficients == {"smartspec_time_model_coefficient_seconds{term=target.step}": 0.02}
+    assert samples["smartspec_acceptance_probability{position=1,proposer=draft,verifier=greedy}"] == 0.5
+
+
 async def test_requests_are_counted_and_timed() -> None:
     """Tokens, ends and latencies of two sequences."""
     samples = await read_metrics(FakeEngine(tokens_per_step=2), {"prompt": "abc", "max_tokens": 6, "n": 2})
