@@ -18,7 +18,7 @@ READY  := $(VENV)/.ready
 TARGET := .cache/models/stdlib-target-190m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak clean
+.PHONY: help setup demo test check bench bench-paper bench-peers soak clean
 
 help: ## list the targets
 	@sed -n '3,7s/^#  //p' $(MAKEFILE_LIST)
@@ -41,8 +41,13 @@ check: $(READY) ## lint, types, import contracts
 test: $(READY) ## everything that must hold before a change lands
 	@VENV="$(VENV)" scripts/test all
 
-bench: $(READY) $(TARGET)/model.safetensors ## measure, side by side in one run
-	@PYTHONPATH=examples $(BIN)/python benchmarks/adaptive.py
+bench: bench-paper ## the measurements behind the README's figures
+
+bench-paper: $(READY) $(TARGET)/model.safetensors ## adaptive against fixed speculation; BENCH='--minutes 15'
+	@$(BIN)/python benchmarks/paper.py $(BENCH)
+
+bench-peers: $(READY) $(TARGET)/model.safetensors ## against vLLM and transformers (installs vLLM, some 2 GB)
+	@$(BIN)/python benchmarks/peers.py $(BENCH)
 
 soak: $(READY) ## the long tests
 	@VENV="$(VENV)" scripts/test soak
