@@ -78,7 +78,9 @@ async def serving(
         yield started
         started.stop()
 
-    config = RuntimeConfig(ModelConfig(target="models/fake"), server=ServerConfig(port=0, admin_port=0, **settings))
+    config = RuntimeConfig(
+        ModelConfig(target="models/fake"), server=ServerConfig(**{"port": 0, "admin_port": 0} | settings)
+    )
     urls: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     running = serve(

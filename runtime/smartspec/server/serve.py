@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -10,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from smartspec.config import RuntimeConfig
+from smartspec.config import ConfigError, RuntimeConfig
 from smartspec.scheduling.client import EngineClient, EngineInfo
 from smartspec.server.admin import admin_app
 from smartspec.server.context import Context
@@ -50,8 +51,8 @@ async def serve(
     context = Context(lifecycle, Exposition(config.model.name), clock)
     # Left in reverse: the engine ends first, and what it still has to say to clients can be said.
     async with AsyncExitStack() as owned:
-        public = await _listen(owned, public_app(context, server), server.host, server.port)
-        admin = await _listen(owned, admin_app(context, server), server.admin_host, server.admin_port)
+        public = await _listen(owned, public_app(context, server), "host", server.host, server.port)
+        admin = await _listen(owned, admin_app(context, server), "admin_host", server.admin_host, server.admin_port)
         log.info("event=listening url=%s admin_url=%s", public, admin)
         if announce is not None:
             announce(public, admin)
@@ -68,13 +69,22 @@ async def serve(
         return await _drain(lifecycle, server.lame_duck_seconds + server.drain_timeout_seconds)
 
 
-async def _listen(owned: AsyncExitStack, app: web.Application, host: str, port: int) -> str:
-    """Serve *app* until *owned* closes; returns its URL (port 0: any free one)."""
+async def _listen(owned: AsyncExitStack, app: web.Application, name: str, host: str, port: int) -> str:
+    """Serve *app* until *owned* closes; returns its URL (port 0: any free one).
+
+    Raises ConfigError when *host*, the setting *name*, is no address, and OSError when it cannot be listened on.
+    """
     # Without handler_cancellation a handler outlives its client, and goes on holding blocks of the cache.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, logger=http_log, shutdown_timeout=1.0)
     await runner.setup()
     owned.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, host, port, backlog=1024).start()
+    try:
+        await web.TCPSite(runner, host, port, backlog=1024).start()
+    except socket.gaierror as error:
+        raise ConfigError(f"{name} {host!r}: {error.strerror}") from None
+    except OSError as error:
+        # asyncio puts the address into some of these messages, but never which of the two ports it is.
+        raise OSError(f"{name} {host!r}, port {port}: {error.strerror or error}") from None
     bound = runner.addresses[0][1]
     return f"http://{f'[{host}]' if ':' in host else host}:{bound}"
 

@@ -7,6 +7,7 @@ import pytest
 
 from fake_engine import FakeEngine
 from serving import serving
+from smartspec.config import ConfigError
 from waiting import until
 
 
@@ -31,6 +32,23 @@ async def test_ports_answer_while_the_model_loads() -> None:
         loaded.set()
         await server.wait_ready()
         assert (await server.post("/v1/completions", prompt="a"))[0] == 200
+
+
+@pytest.mark.parametrize("setting", ["host", "admin_host"])
+async def test_port_in_use_says_which(setting: str) -> None:
+    """There are two ports, and the message tells which of them could not be had."""
+    async with serving(FakeEngine()) as server:
+        taken = {"host": "port", "admin_host": "admin_port"}[setting]
+        with pytest.raises(OSError, match=f"^{setting} '127.0.0.1', port {server.public_port}: .*in use"):
+            async with serving(FakeEngine(), **{taken: server.public_port}):
+                pass
+
+
+async def test_host_that_is_none_is_a_wrong_setting() -> None:
+    """A name that nobody knows is named, with the setting it stood in."""
+    with pytest.raises(ConfigError, match=r"^admin_host 'nosuch\.invalid': "):
+        async with serving(FakeEngine(), admin_host="nosuch.invalid", admin_key="k"):
+            pass
 
 
 async def test_failure_to_load_ends_serving() -> None:
