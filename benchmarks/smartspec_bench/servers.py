@@ -81,8 +81,10 @@ class Server:
         return self.log.read_text(errors="replace")[-3000:]
 
     def pause(self) -> None:
-        """Take the processor from the whole group."""
+        """Take the processor from the whole group; returns when it has stopped (or ended)."""
         self._signal(signal.SIGSTOP)
+        if self.process.poll() is None:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self.paused = True
 
     def resume(self) -> None:
@@ -164,12 +166,19 @@ class Fleet:
 
 @contextmanager
 def fleet(logs: Path) -> Iterator[Fleet]:
-    """A fleet that is gone when the context ends, however it ends."""
+    """A fleet that is gone when the context ends, however it ends: asked to terminate, this process ends the context
+    first, for stopped servers would stay behind for ever."""
     servers = Fleet(logs)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield servers
     finally:
+        signal.signal(signal.SIGTERM, before)
         servers.stop()
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def smartspec(name: str, target: Path, *arguments: str) -> Launch:
