@@ -38,6 +38,7 @@ def problem_of(
         first_rows=np.minimum(lag, 2.0) + np.maximum(lag - 2.0, 0.0) / CATCHUP_STEPS,
         context=np.array([c.context_tokens for c in candidates], dtype=np.float64),
         forced=forced,
+        worth=np.ones(len(candidates)),
         max_nodes=batch.max_nodes,
         tpot_target_seconds=tpot_target_seconds,
     )

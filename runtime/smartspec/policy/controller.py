@@ -1,6 +1,7 @@
 """The policy as the scheduler meets it: decide before a step, learn after it, explain at any time."""
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from smartspec.policy.probing import Prober
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.slo import HEADROOM, TpotGuard
 from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
+from smartspec.policy.worth import long_run_worth
 
 SWITCHING_MARGIN = 0.01
 """Starting or stopping the draft must promise this much more goodput than going on as before."""
@@ -104,6 +106,7 @@ class SpeculationPolicy:
         if by_paper:
             plan = uniform.batch(problem, costs)
         else:
+            problem = replace(problem, worth=long_run_worth(problem, costs))
             plan = optimise(problem, costs, rate=self._rate, margin=SWITCHING_MARGIN, drafting=self._drafting)
         self._rate = plan.goodput
         self._drafting = bool(plan.uses_draft.any())

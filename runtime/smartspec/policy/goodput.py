@@ -30,7 +30,7 @@ _Choice = TypeVar("_Choice", "Plan", "_Point")
 FORCED = 1e6
 """Score that puts a node its request insists on before every other."""
 TIE = 1e-9
-"""Keeps nodes of equal worth in the order of their positions, which prefix-closure needs."""
+"""Keeps nodes of equal value in the order of their positions, which prefix-closure needs."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Problem:
     `draft` and `lookup` [R, K] are survival probabilities per position, 0 beyond what the request may take from that
     proposer. `first_rows` [R] are the rows of a request's first draft forward (committed tokens the draft has not
     seen, discounted as the caller sees fit), `context` [R] its context tokens. `forced` [R] are the tokens a request
-    takes whatever they cost, or -1 where the policy is free.
+    takes whatever they cost, or -1 where the policy is free. `worth` [R] is what a token of each counts in the goodput.
     """
 
     draft: Array
@@ -64,6 +64,7 @@ class Problem:
     first_rows: Array
     context: Array
     forced: Ints
+    worth: Array
     max_nodes: int
     tpot_target_seconds: float | None = None
 
@@ -71,12 +72,13 @@ class Problem:
 @dataclass(frozen=True)
 class Plan:
     """`num_tokens` [R] from the draft where `uses_draft` [R], else from lookup; expected `tokens` kept by all requests
-    in `seconds`; `tpot_seconds` is the predicted time per output token of the request that fares worst, counting the
-    whole step."""
+    in `seconds`, what they are `worth`, and that per second as `goodput`; `tpot_seconds` is the predicted time per
+    output token of the request that fares worst, counting the whole step."""
 
     num_tokens: Ints
     uses_draft: NDArray[np.bool_]
     tokens: float
+    worth: float
     seconds: float
     goodput: float
     tpot_seconds: float
@@ -84,10 +86,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Candidate nodes [N], flat and sorted by worth: what each brings, what its request keeps without it, whose it is,
-    and its depth in the draft (0: copied by lookup). The first `num_forced` are insisted upon."""
+    """Candidate nodes [N], flat and sorted by value: the tokens each brings, what these are worth, what its request
+    keeps without it, whose it is, and its depth in the draft (0: copied by lookup). The first `num_forced` are insisted
+    upon."""
 
     gain: Array
+    worth: Array
     before: Array
     request: Ints
     draft_depth: Ints
@@ -99,7 +103,7 @@ class _Point:
     """The best number of nodes within one greatest depth: which they are, and what comes of them."""
 
     taken: Ints
-    tokens: float
+    worth: float
     seconds: float
     goodput: float
     tpot_seconds: float
@@ -158,13 +162,14 @@ def _assignments(problem: Problem, costs: Costs, rate: float) -> list[NDArray[np
         ways = np.repeat(can_draft[None, :], 2 ** len(torn), axis=0)
         ways[:, torn] = np.indices((2,) * len(torn), dtype=bool).reshape(len(torn), -1).T
         return list(ways)
-    # By value: what each chain is worth to its request when a second is worth `rate` tokens and nodes cost their slope.
+    # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope.
     nodes = np.array([0.0, float(min(problem.max_nodes, 4 * len(can_draft)))])
     slope = float(np.diff(costs.target(nodes))[0] / max(nodes[1], 1.0))
     rows = float(np.diff(costs.draft(np.array([1.0, float(len(can_draft)) + 1.0])))[0] / len(can_draft))
     draft_extra = rows + costs.draft_context * problem.context[:, None]
-    by_draft = np.cumsum(problem.draft - rate * (slope + draft_extra), axis=1).max(axis=1)
-    by_lookup = np.cumsum(problem.lookup - rate * slope, axis=1).max(axis=1)
+    worth = problem.worth[:, None]
+    by_draft = np.cumsum(problem.draft * worth - rate * (slope + draft_extra), axis=1).max(axis=1)
+    by_lookup = np.cumsum(problem.lookup * worth - rate * slope, axis=1).max(axis=1)
     by_value = can_draft & ~(can_copy & (by_lookup >= by_draft - rate * rows * (problem.first_rows - 1.0)))
     return [by_value, can_draft, can_draft & ~can_copy]
 
@@ -172,33 +177,35 @@ def _assignments(problem: Problem, costs: Costs, rate: float) -> list[NDArray[np
 def _sorted_nodes(problem: Problem, costs: Costs, gains: Array, assigned: NDArray[np.bool_], rate: float) -> _Nodes:
     num_requests, depth = gains.shape
     position = np.arange(1, depth + 1, dtype=np.intp)
-    worth = gains - TIE * position
+    worth = gains * problem.worth[:, None]
+    value = worth - TIE * position
     if costs.draft_context > 0.0:
-        worth -= np.where(assigned, rate * costs.draft_context * problem.context, 0.0)[:, None]
+        value -= np.where(assigned, rate * costs.draft_context * problem.context, 0.0)[:, None]
     lag = problem.first_rows - 1.0
     if lag.max() > 1.0:
         span = np.array([1.0, 1.0 + float(lag.max())])
         row_seconds = float(np.diff(costs.draft(span))[0]) / (span[1] - 1.0)
-        worth[:, 0] -= np.where(assigned, rate * row_seconds * lag, 0.0)
+        value[:, 0] -= np.where(assigned, rate * row_seconds * lag, 0.0)
         # A first node dearer than those behind it: they are worth taking together or not at all, so the first ones
-        # share their mean worth (the concave hull of the chain's value).
-        means = np.cumsum(worth, axis=1) / position
+        # share their mean value (the concave hull of the chain's value).
+        means = np.cumsum(value, axis=1) / position
         block = means.argmax(axis=1)
         shared = means[np.arange(num_requests), block][:, None] - TIE * position
-        worth = np.where(position <= block[:, None] + 1, shared, worth)
+        value = np.where(position <= block[:, None] + 1, shared, value)
     allowed = gains > 0.0
     num_forced = 0
     if (problem.forced >= 0).any():
         insisted = position <= problem.forced[:, None]
-        worth = np.where(insisted, FORCED - position, worth)
+        value = np.where(insisted, FORCED - position, value)
         num_forced = int(np.count_nonzero(insisted & allowed))
         allowed &= (problem.forced < 0)[:, None] | insisted
     flat = np.flatnonzero(allowed)
-    order = flat[np.argsort(-worth.ravel()[flat])]
+    order = flat[np.argsort(-value.ravel()[flat])]
     request = order // depth
     before = 1.0 + np.cumsum(gains, axis=1) - gains
     return _Nodes(
         gain=gains.ravel()[order],
+        worth=worth.ravel()[order],
         before=before.ravel()[order],
         request=request,
         draft_depth=np.where(assigned[request], order - request * depth + 1, 0),
@@ -215,16 +222,17 @@ def _scan(problem: Problem, costs: Costs, assigned: NDArray[np.bool_], rate: flo
     draft_seconds = _draft_seconds(problem, costs, nodes)
     least = int(nodes.draft_depth[: nodes.num_forced].max(initial=0))
     deepest = int(nodes.draft_depth.max(initial=0))
+    plain = float(problem.worth.sum())
     points: list[_Point] = []
     for limit in range(least, deepest + 1):
         kept = np.flatnonzero(nodes.draft_depth <= limit)[:most]
-        seconds, tokens = target_seconds[: len(kept) + 1].copy(), np.empty(len(kept) + 1)
-        tokens[0] = len(assigned)
-        np.cumsum(nodes.gain[kept], out=tokens[1:])
-        tokens[1:] += len(assigned)
+        seconds, worth = target_seconds[: len(kept) + 1].copy(), np.empty(len(kept) + 1)
+        worth[0] = 0.0
+        np.cumsum(nodes.worth[kept], out=worth[1:])
+        worth += plain
         if limit:
             seconds[1:] += np.cumsum(draft_seconds[kept])
-        goodput = tokens / (seconds - costs.sunk)
+        goodput = worth / (seconds - costs.sunk)
         first = min(nodes.num_forced, len(kept))
         if problem.tpot_target_seconds is None:
             best, worst = first + int(goodput[first:].argmax()), 0.0
@@ -236,7 +244,7 @@ def _scan(problem: Problem, costs: Costs, assigned: NDArray[np.bool_], rate: flo
             worst = float(tpot[best])
         uses_draft = bool(nodes.draft_depth[kept[:best]].any())
         points.append(
-            _Point(kept[:best], float(tokens[best]), float(seconds[best]), float(goodput[best]), worst, uses_draft)
+            _Point(kept[:best], float(worth[best]), float(seconds[best]), float(goodput[best]), worst, uses_draft)
         )
     chosen = (_best([p for p in points if p.uses_draft is kind], problem.tpot_target_seconds) for kind in (False, True))
     return [_plan_at(point, nodes, assigned) for point in chosen if point is not None]
@@ -245,7 +253,8 @@ def _scan(problem: Problem, costs: Costs, assigned: NDArray[np.bool_], rate: flo
 def _plan_at(point: _Point, nodes: _Nodes, assigned: NDArray[np.bool_]) -> Plan:
     num_tokens = np.bincount(nodes.request[point.taken], minlength=len(assigned))
     uses_draft = assigned & (num_tokens > 0)
-    return Plan(num_tokens, uses_draft, point.tokens, point.seconds, point.goodput, point.tpot_seconds)
+    tokens = len(assigned) + float(nodes.gain[point.taken].sum())
+    return Plan(num_tokens, uses_draft, tokens, point.worth, point.seconds, point.goodput, point.tpot_seconds)
 
 
 def _draft_seconds(problem: Problem, costs: Costs, nodes: _Nodes) -> Array:

@@ -9,19 +9,15 @@ from smartspec.policy.regression import Array
 
 HALF_LIFE_TRIALS = 96.0
 """Trials after which a request's own evidence counts half."""
-BETWEEN_REQUESTS = 0.12
+BETWEEN_REQUESTS = 0.08
 """Standard deviation of acceptance between requests, as believed before any has finished."""
-LEAST_BETWEEN, MOST_BETWEEN = 0.05, 0.25
+LEAST_BETWEEN, MOST_BETWEEN = 0.02, 0.25
 BETWEEN_FINISHED = 40.0
 """The spread between requests is a mean over about this many finished ones."""
 LEAST_TRIALS = 8.0
 """A request with fewer trials says nothing of how much requests differ."""
 TRIAL_VARIANCE = 0.2
 """Variance of one trial, a typical a(1 - a)."""
-
-OPTIMISM = 0.3
-"""Standard deviations between requests by which an untried one is thought better than its pair: where speculation
-just fails to pay for the average request it may pay for half of them, and only trying tells for which."""
 
 _NOBODY = 0
 
@@ -47,7 +43,7 @@ class OwnEvidence:
         Bayes: the more requests differ beyond chance, the sooner each one trusts itself."""
         rows = self._rows_of(requests)
         weight = TRIAL_VARIANCE / self._between
-        shifts: Array = (self._excess[rows] + OPTIMISM * self.spread * weight) / (self._trials[rows] + weight)
+        shifts: Array = self._excess[rows] / (self._trials[rows] + weight)
         return shifts
 
     def last_tried(self, requests: Sequence[str]) -> Ints:

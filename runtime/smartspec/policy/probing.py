@@ -80,7 +80,7 @@ class Prober:
         if (plan.num_tokens[free] > 0).any():
             plain = evaluate(problem, costs, np.where(free, 0, plan.num_tokens), plan.uses_draft)
             optimistic = max(plain.seconds - costs.sunk - SIGMAS * plain_uncertainty, 1e-9)
-            if plain.tokens / optimistic > plan.goodput and self._pays(plain, plan):
+            if plain.worth / optimistic > plan.goodput and self._pays(plain, plan):
                 return plain
         return self._try_silent(plan, problem, costs, candidates, acceptance)
 
@@ -121,7 +121,7 @@ class Prober:
 
     def _pays(self, tried: Plan, plan: Plan) -> bool:
         """Whether the regret of *tried* is paid for; books it if so."""
-        regret = max(0.0, (tried.seconds - plan.seconds) - (tried.tokens - plan.tokens) / max(plan.goodput, 1e-9))
+        regret = max(0.0, (tried.seconds - plan.seconds) - (tried.worth - plan.worth) / max(plan.goodput, 1e-9))
         # A regret beyond all credit would never be paid for: full credit buys it, and the debt delays the next one.
         if self.credit_seconds < min(regret, CREDIT_STEPS * self._mean_step_seconds):
             return False

@@ -15,13 +15,14 @@ def evaluate(problem: Problem, costs: Costs, num_tokens: Ints, uses_draft: NDArr
     seconds = float(costs.target(np.array([num_tokens.sum()]))[0]) + draft_seconds(
         problem, costs, np.where(uses_draft, num_tokens, 0), problem.first_rows
     )
-    total = float(tokens.sum())
+    worth = float((tokens * problem.worth).sum())
     return Plan(
         num_tokens=num_tokens,
         uses_draft=uses_draft & (num_tokens > 0),
-        tokens=total,
+        tokens=float(tokens.sum()),
+        worth=worth,
         seconds=seconds,
-        goodput=total / max(seconds - costs.sunk, 1e-9),
+        goodput=worth / max(seconds - costs.sunk, 1e-9),
         tpot_seconds=seconds / float(tokens.min()),
     )
 

@@ -175,7 +175,7 @@ def test_requests_that_come_and_go_never_share_evidence() -> None:
         model.observe([outcome(1, 1, request="lucky")] + [outcome(1, 0, request=f"r{number + i}") for i in (0, 1)], 3)
         model.forget(f"r{number}")
     lucky, newcomer = model.survival([row, row], ["lucky", "r100"], "draft", 1)[:, 0]
-    assert lucky > 0.8
+    assert lucky > 0.75
     assert newcomer < 0.4
 
 

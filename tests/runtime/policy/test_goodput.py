@@ -34,6 +34,7 @@ def problem(
     lookup: list[list[float]] | None = None,
     rows: list[float] | None = None,
     forced: list[int] | None = None,
+    worth: list[float] | None = None,
     max_nodes: int = 1 << 20,
     target: float | None = None,
 ) -> Problem:
@@ -47,6 +48,7 @@ def problem(
         first_rows=np.ones(num) if rows is None else np.array(rows),
         context=np.full(num, 100.0),
         forced=np.full(num, -1, dtype=np.intp) if forced is None else np.array(forced, dtype=np.intp),
+        worth=np.ones(num) if worth is None else np.array(worth),
         max_nodes=max_nodes,
         tpot_target_seconds=target,
     )
@@ -73,13 +75,17 @@ def brute_force(given_problem: Problem, given_costs: Costs) -> Plan:
 
 RATES = st.lists(st.floats(0.02, 1.0), min_size=4, max_size=4)
 BATCH = st.lists(RATES, min_size=1, max_size=4)
+WORTH = st.lists(st.floats(0.3, 3.0), min_size=4, max_size=4)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(rates=BATCH, curve=st.integers(0, 3), forward=st.floats(0.0, 0.01))
-def test_plans_are_exact_where_nodes_cost_alike(rates: list[list[float]], curve: int, forward: float) -> None:
-    """With stairs in the target's time and a draft paid by the forward, no plan is better, to the last digit."""
-    given_problem, given_costs = problem(rates), costs(curve, len(rates), forward)
+@given(rates=BATCH, curve=st.integers(0, 3), forward=st.floats(0.0, 0.01), worth=WORTH)
+def test_plans_are_exact_where_nodes_cost_alike(
+    rates: list[list[float]], curve: int, forward: float, worth: list[float]
+) -> None:
+    """With stairs in the target's time, a draft paid by the forward, and tokens of some requests worth more than those
+    of others, no plan is better, to the last digit."""
+    given_problem, given_costs = problem(rates, worth=worth[: len(rates)]), costs(curve, len(rates), forward)
     found = optimise(given_problem, given_costs, rate=50.0)
     assert found.goodput == pytest.approx(brute_force(given_problem, given_costs).goodput, rel=1e-7)
 
