@@ -53,7 +53,7 @@ class Load:
         return poisson([Phase(self.rate, self.requests / self.rate)], SEED + turn)
 
 
-FULL = (Load("64 at once", 0, 64), Load("2/s", 2, 24), Load("0.3/s", 0.3, 8, calm=True), Load("4/s", 4, 40))
+FULL = (Load("64 at once", 0, 64), Load("2/s", 2, 20), Load("0.3/s", 0.3, 6, calm=True), Load("4/s", 4, 32))
 QUICK = (Load("8 at once", 0, 8), Load("1/s", 1, 3, calm=True))
 
 
