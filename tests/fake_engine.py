@@ -195,6 +195,7 @@ class FakeEngine:
             model=self.info.model, version="0", state="ready" if self._accepting else "draining",
             generation=self._settings.generation, num_requests_running=len(self.running),
             num_requests_waiting=len(self.waiting), kv_cache_usage=0.25, requests_rejected_total=self.num_rejected,
+            max_num_seqs=self._max_num_seqs, max_queued_requests=self._max_queued_requests,
             priors=LEARNED if self.requests else None,
         )  # fmt: skip
 

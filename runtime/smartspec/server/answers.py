@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from smartspec.scheduling.client import GenerationDelta, GenerationRequest, NotAcceptingError
+from smartspec.scheduling.client import EngineClient, GenerationDelta, GenerationRequest, NotAcceptingError
 from smartspec.server.context import CONTEXT
 from smartspec.server.errors import ApiError, as_api_error
 from smartspec.server.generation import Generation
@@ -83,6 +83,8 @@ async def answer(
         }
 
     engine = context.lifecycle.accepting_engine
+    if len(requests) > 1:
+        _check_room(engine, len(requests), param="n" if body.n > 1 else "prompt")
     async with Generation(engine, requests, context.exposition, clock=context.clock) as generation:
         if not body.stream:
             return await _answer_whole(generation, shape, choices, usage, headers)
@@ -94,6 +96,14 @@ async def answer(
         except ConnectionError:
             log.debug("event=client_left")  # leaving the generation frees its blocks
         return response
+
+
+def _check_room(engine: EngineClient, num_sequences: int, *, param: str) -> None:
+    """Refuse what an idle server has no room for: sequences start all or none, and a 429 would be tried for ever."""
+    load = engine.load()
+    if num_sequences > (room := load.max_num_seqs + load.max_queued_requests):
+        message = f"{param}: the request makes {num_sequences} sequences; this server holds {room} at once"
+        raise ApiError(400, message, param=param)
 
 
 async def _answer_whole(

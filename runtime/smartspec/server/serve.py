@@ -1,7 +1,9 @@
 """Two ports from the first moment on, an engine behind them when it is loaded, and an orderly end."""
 
 import asyncio
+import contextlib
 import logging
+import resource
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -46,6 +48,7 @@ async def serve(
     *announce* is told the URLs of both ports once they are open.
     Raises what entering *engine* raises, ConfigError, or OSError when a port cannot be had.
     """
+    _allow_many_connections()
     server = config.server
     lifecycle = Lifecycle(config.model.name, lame_duck_seconds=server.lame_duck_seconds)
     context = Context(lifecycle, Exposition(config.model.name), clock)
@@ -67,6 +70,17 @@ async def serve(
         _log_ready(started.info, clock() - began)
         await stop.wait()
         return await _drain(lifecycle, server.lame_duck_seconds + server.drain_timeout_seconds)
+
+
+def _allow_many_connections() -> None:
+    """Raise the soft limit on open files to the hard one.
+
+    Each stream is a socket, and so is each idle client; 1024, the usual soft limit, is meant for programs that still
+    call select(), and at the limit even probes go unanswered.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems call it unlimited, and allow less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _listen(owned: AsyncExitStack, app: web.Application, name: str, host: str, port: int) -> str:

@@ -171,12 +171,25 @@ async def test_full_queue_is_429_with_retry_after() -> None:
 
 async def test_choices_are_queued_all_or_none() -> None:
     """When the second choice finds the queue full, the first is aborted."""
-    engine = FakeEngine(step_seconds=None, max_num_seqs=0, max_queued_requests=1)
+    engine = FakeEngine(step_seconds=None, max_num_seqs=0, max_queued_requests=2)
     async with serving(engine) as server:
+        first = asyncio.create_task(server.post("/v1/completions", prompt="a"))
+        await until(lambda: engine.waiting)
         status, _ = await server.post("/v1/completions", prompt="a", n=2)
-    assert status == 429
-    assert len(engine.aborted) == 1
-    assert not engine.waiting
+        assert status == 429
+        assert len(engine.aborted) == 1
+        assert len(engine.waiting) == 1
+        first.cancel()
+
+
+@pytest.mark.parametrize(("field", "body"), [("n", {"prompt": "a", "n": 4}), ("prompt", {"prompt": ["a"] * 4})])
+async def test_more_sequences_than_an_idle_server_holds_are_refused_for_good(field: str, body: dict[str, Any]) -> None:
+    """A 429 would say that waiting helps: a client that obeys would ask for ever."""
+    engine = FakeEngine(max_num_seqs=2, max_queued_requests=1)
+    async with serving(engine) as server:
+        status, answer = await server.post("/v1/completions", **body)
+        assert (status, answer["error"]["param"]) == (400, field)
+        assert (await server.post("/v1/completions", prompt="a", n=3))[0] == 200
 
 
 class BrokenEngine(FakeEngine):

@@ -1,6 +1,7 @@
 """From loading to gone: what each phase answers, and how the process ends."""
 
 import asyncio
+import resource
 from typing import Any
 
 import pytest
@@ -32,6 +33,17 @@ async def test_ports_answer_while_the_model_loads() -> None:
         loaded.set()
         await server.wait_ready()
         assert (await server.post("/v1/completions", prompt="a"))[0] == 200
+
+
+async def test_as_many_connections_as_the_system_allows() -> None:
+    """A shell's soft limit on open files is no limit on clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        async with serving(FakeEngine()):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("setting", ["host", "admin_host"])
