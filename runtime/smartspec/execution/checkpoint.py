@@ -122,7 +122,8 @@ class _explained:  # noqa: N801 - reads as a clause: with _explained(source, "we
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError, ImportError)) and not isinstance(error, ConfigError):
+        # Every family has its own way to say no: AssertionError, NotImplementedError and TypeError are among them.
+        if isinstance(error, Exception) and not isinstance(error, ConfigError):
             reason = " ".join(str(error).split())
             if "trust_remote_code" in reason:
                 reason = "it brings its own code; --trust-remote-code allows that to run"

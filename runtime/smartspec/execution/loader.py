@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from smartspec.config import Compile, ConfigError, ModelConfig, RuntimeConfig
 from smartspec.execution import checkpoint, memory, rope, self_check, threads, tokenizer
-from smartspec.execution.attention import LayerGeometry
+from smartspec.execution.attention import LayerGeometry, UnsupportedModelError
 from smartspec.execution.checkpoint import Source
 from smartspec.execution.compiled_forward import CompileError, compile_forward
 from smartspec.execution.kv_cache import bytes_per_block
@@ -149,7 +149,10 @@ def _candidate(source: Source, config: Any, dtype: torch.dtype, device: torch.de
     model = checkpoint.read_model(source, config, dtype=dtype, device=device)
     if not is_target and device.type == "cpu" and model.num_parameters(exclude_embeddings=True) <= _SMALL_PARAMETERS:
         model.float()
-    verdict = self_check.check(model)
+    try:
+        verdict = self_check.check(model)
+    except UnsupportedModelError as problem:
+        raise ConfigError(f"{source.role} {source.name}: it cannot be served: {problem}") from problem
     log.info("event=attention_checked model=%s attention=%s reason=%r", source.name, verdict.attention, verdict.reason)
     # What a draft computes decides how much is accepted, never what the text is: only the target's bits must hold.
     products = pack_linears(model) if verdict.attention == "paged" else []

@@ -31,7 +31,7 @@ def length_limit(config: Any, requested: int | None) -> int:
 
 
 def _limit(text: Any) -> tuple[int | None, str]:
-    trained: int | None = getattr(text, "max_position_embeddings", None)
+    trained = _trained_length(text)
     scaled = [p for p in rope_parameters(text) if p.get("rope_type") in _BATCH_DEPENDENT]
     if not scaled:
         return trained, "the model's max_position_embeddings"
@@ -40,6 +40,17 @@ def _limit(text: Any) -> tuple[int | None, str]:
     limit = min((int(n) for n in originals if n), default=trained)
     kind = scaled[0]["rope_type"]
     return limit, f"{kind} rope scaling beyond the original length depends on the whole batch and is not served"
+
+
+def _trained_length(text: Any) -> int | None:
+    for name in ("max_position_embeddings", "max_seq_len"):
+        try:
+            length = getattr(text, name, None)
+        except NotImplementedError:  # how a few configs say that there is none
+            continue
+        if isinstance(length, int) and length > 0:
+            return length
+    return None
 
 
 def rope_parameters(text: Any) -> list[dict[str, Any]]:

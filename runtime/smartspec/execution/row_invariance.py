@@ -29,7 +29,7 @@ def _distinct(model: torch.nn.Module) -> list[torch.nn.Module]:
         if isinstance(module, PackedLinear):
             product = module.product
             seen.setdefault((product.in_features, product.out_features, product.bias is None), module)
-        elif isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+        elif (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and _gives_rows(module):
             weight = module.weight
             assert isinstance(weight, torch.Tensor)
             seen.setdefault((*weight.shape, weight.dtype, getattr(module, "bias", None) is None), module)
@@ -37,14 +37,30 @@ def _distinct(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 @torch.inference_mode()
+def _gives_rows(layer: torch.nn.Module) -> bool:
+    """Whether *layer* makes a row of each row. Routers and grouped products inherit from `Linear` too, and make
+    something else; what they do to invariance is seen when the whole model is tried."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    try:
+        out = layer(weight.new_zeros((1, 2, _width(layer, weight))))
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    return isinstance(out, torch.Tensor) and out.shape[:2] == (1, 2)
+
+
+def _width(layer: torch.nn.Module, weight: torch.Tensor) -> int:
+    return weight.shape[1] if isinstance(layer, (PackedLinear, torch.nn.Linear)) else weight.shape[0]
+
+
+@torch.inference_mode()
 def _is_invariant(layer: torch.nn.Module, multiple: int) -> bool:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     is_packed = isinstance(layer, PackedLinear)
-    width = weight.shape[1] if is_packed or isinstance(layer, torch.nn.Linear) else weight.shape[0]
     least = LEAST_ROWS if is_packed else 1
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn((1, _MOST_ROWS, width), generator=generator).to(weight)
+    rows = torch.randn((1, _MOST_ROWS, _width(layer, weight)), generator=generator).to(weight)
     whole = layer(rows)
     counts = sorted({-(-max(count, least) // multiple) * multiple for count in _ROW_COUNTS})
     return all(torch.equal(layer(rows[:, :count]), whole[:, :count]) for count in counts)

@@ -1,10 +1,12 @@
-"""Every family either runs packed over the paged cache as it would alone, or is served another way."""
+"""Logits of every family, to the last digits: packed over the paged cache, or recomputed, as of each text alone.
+
+What is chosen at load, and the text that comes of it, see `test_served_families`.
+"""
 
 import pytest
 import torch
 
 from execution_families import PADDED, PAGED, STATEFUL, build, eager_logits, random_ids
-from smartspec.execution import self_check
 from smartspec.execution.batch import Segment
 from smartspec.execution.paged_model import PagedModel
 from smartspec.execution.recomputed_model import RecomputedModel
@@ -27,22 +29,13 @@ def test_a_ragged_verification_step_equals_eager(family: str) -> None:
     assert (found - wanted).norm() / wanted.norm() < 1e-5
 
 
-@pytest.mark.parametrize("family", PAGED)
-def test_the_check_lets_it_run_paged(family: str) -> None:
-    """No family that works is turned away."""
-    assert self_check.check(build(PAGED[family]())).attention == "paged"
-
-
 @pytest.mark.parametrize("family", [*PADDED, *STATEFUL])
 def test_what_cannot_run_paged_is_recomputed_and_right(family: str) -> None:
-    """The check finds it, and what serves it instead equals eager through chunks, company and wrong proposals."""
-    expected_kind = "padded" if family in PADDED else "stateful"
+    """What serves it instead equals eager through chunks, company and wrong proposals."""
     model = build((PADDED | STATEFUL)[family]())
     first, second = random_ids(40), random_ids(25, seed=1)
     expected = [eager_logits(model, first), eager_logits(model, second)]
-    verdict = self_check.check(model)
-    assert verdict.attention == expected_kind
-    served = RecomputedModel(model, num_blocks=8, block_size=16, batches=expected_kind == "padded")
+    served = RecomputedModel(model, num_blocks=8, block_size=16, batches=family in PADDED)
     tables = ([7, 2, 5], [0, 3])
     assert served.forward([Segment(first[:30], 0, tables[0])]).shape == (0, served.vocab_size)
     wrong = [first[30], first[31], 9, 9]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MambaConfig
+from transformers import AutoModelForCausalLM, MambaConfig, ReformerConfig
 
 from smartspec.config import ConfigError, ModelConfig, RuntimeConfig, SchedulerConfig, SpeculationConfig
 from smartspec.execution.batch import Segment
@@ -120,6 +120,13 @@ def test_reading_weights_draws_no_bar(pair: TinyPair, capfd: pytest.CaptureFixtu
     """A log is no terminal."""
     load(config(pair))
     assert "Loading weights" not in capfd.readouterr().err
+
+
+def test_a_family_that_refuses_its_own_config_is_refused_in_its_words(copied: TinyPair) -> None:
+    """Each has another exception for that: here an AssertionError."""
+    (copied.target / "config.json").write_text(json.dumps(ReformerConfig(is_decoder=False).to_dict()))
+    with pytest.raises(ConfigError, match=r"target .*: its weights cannot be loaded: .*is_decoder=True"):
+        load(config(copied))
 
 
 def test_pickled_weights_are_never_read(copied: TinyPair) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from transformers import BloomConfig, LlamaConfig, Phi3Config
+from transformers import BloomConfig, LlamaConfig, MptConfig, Phi3Config
 
 from smartspec.config import ConfigError
 from smartspec.execution.rope import length_limit
@@ -47,3 +47,22 @@ def test_a_shorter_wish_is_granted_and_a_longer_one_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_model_len must be at most 512 \(longrope rope scaling"):
         length_limit(longrope(), 513)
     assert length_limit(BloomConfig(), 100_000) == 100_000
+
+
+class Unlimited(LlamaConfig):
+    """How XLNet's config says that it knows no limit."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Raises NotImplementedError."""
+        raise NotImplementedError("no sequence length limit")
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value: int) -> None:
+        """Takes nothing."""
+
+
+@pytest.mark.parametrize(("config", "limit"), [(MptConfig(max_seq_len=512), 512), (Unlimited(), 4096)])
+def test_a_limit_has_several_names_or_none(config: Any, limit: int) -> None:
+    """MPT builds its biases for `max_seq_len` positions and fails beyond."""
+    assert length_limit(config, None) == limit

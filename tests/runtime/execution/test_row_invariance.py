@@ -24,6 +24,20 @@ def test_the_smallest_sufficient_multiple_is_found(unit: int, expected: int | No
     assert row_multiple(torch.nn.Sequential(Fussy(unit))) == expected
 
 
+class Router(torch.nn.Linear):
+    """Inherits from a linear layer, and gives something else than rows."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Which output is the greatest, and by how much: no tensor of rows."""
+        return super().forward(rows).max(dim=-1)  # type: ignore[return-value]
+
+
+def test_what_gives_no_rows_is_passed_over() -> None:
+    """Also where it has the shape of a layer that does, and comes before it."""
+    assert row_multiple(torch.nn.Sequential(Router(8, 8), Fussy(8))) == 8
+    assert row_multiple(torch.nn.Sequential(Router(8, 8))) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_this_machines_products_can_be_made_invariant(dtype: torch.dtype, threads: int) -> None:

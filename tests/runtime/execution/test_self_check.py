@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig
+from transformers import Gemma2Config, GptOssConfig, LlamaConfig, LlamaForCausalLM, MistralConfig
 
-from execution_families import PAGED, build
+from execution_families import PADDED, PAGED, REFUSED, build
 from smartspec.execution import attention, self_check, twin
-from smartspec.execution.attention import LayerGeometry
+from smartspec.execution.attention import LayerGeometry, UnsupportedModelError
 from smartspec.execution.compiled_attention import CompiledAttention
 from smartspec.execution.paged_model import PagedModel
 
@@ -45,6 +45,37 @@ def test_a_lost_part_of_the_scores_is_found(monkeypatch: pytest.MonkeyPatch, los
     assert self_check.check(build(config)).attention == "padded"
 
 
+def test_a_bounded_view_of_unknown_name_is_found_in_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed keys begin after 128 tokens: where the twin does not know what to shrink, its long text tells."""
+    monkeypatch.setattr(twin, "_windows", lambda text: {})
+    verdict = self_check.check(build(PADDED["deepseek_v4, compresses keys after 128 tokens"]()))
+    assert verdict.attention == "padded"
+    assert "twin" in verdict.reason
+
+
+def test_a_mask_with_hindsight_is_refused() -> None:
+    """No order of tokens could be served: what was said depends on what is said later. In float32, and in bfloat16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(UnsupportedModelError, match="no causal language model as configured: later tokens"):
+            self_check.check(build(REFUSED["bert, not causal"]()).to(dtype))
+
+
+def test_a_plain_forward_that_generates_something_else_is_refused() -> None:
+    """All that the check compares could agree, and be wrong: here `generate()` alone has a window."""
+    with pytest.raises(UnsupportedModelError, match="plain forward of MoshiForCausalLM disagree"):
+        self_check.check(build(REFUSED["moshi, speech"]()))
+
+
+def test_a_generation_that_fails_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not what serves: code of its own may bring a model without one that works."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise AttributeError("no generation here")
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", fail)
+    assert self_check.check(build(PAGED["llama"]())).attention == "paged"
+
+
 def test_a_model_that_fails_goes_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is recomputed must run as transformers runs it."""
     monkeypatch.setattr(attention, "_window", lambda module, options: 1)
@@ -55,11 +86,12 @@ def test_a_model_that_fails_goes_back_to_eager(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_twin_keeps_every_kind_of_layer_and_shrinks_the_rest() -> None:
     """A deep model with a rare kind of layer gets few layers of both kinds and short windows."""
-    config = PAGED["gemma3, two ropes and window"]()
+    config = PAGED["gemma3_text, two ropes and window"]()
     big = type(config)(
         **(
             config.to_dict()
-            | {"num_hidden_layers": 12, "layer_types": None, "sliding_window": 1024, "vocab_size": 5000}
+            | {"num_hidden_layers": 12, "layer_types": None, "sliding_window": 1024, "max_position_embeddings": 4096}
+            | {"vocab_size": 5000}
         )
     )
     small = twin.build(big)
