@@ -1,5 +1,5 @@
 """The composition root: `smartspec serve` puts the parts together and runs them until it is told to stop; `replay` goes
-through what it has written down."""
+through what it has written down, and `selftest` tries a pair out."""
 
 import argparse
 import asyncio
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = arguments.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        status = _replay(parsed) if parsed.command == "replay" else _serve_until_stopped(parsed)
+        status = {"serve": _serve_until_stopped, "replay": _replay, "selftest": _selftest}[parsed.command](parsed)
     except ConfigError as error:
         status = _complain(error, 2)
     except (OSError, ValueError, RuntimeError) as error:  # what files, ports and models have to say
@@ -64,6 +64,24 @@ def _replay(parsed: argparse.Namespace) -> int:
     report = replay_report.replayed(parsed.file, arguments.replay_changes(parsed))
     print(report.as_json().decode() if parsed.json else report.as_table())
     return 0
+
+
+def _selftest(parsed: argparse.Namespace) -> int:
+    """Print what was found; progress goes to stderr."""
+    # Imported here: torch takes seconds, and the other commands open ports, or need none of it.
+    from smartspec.selftest.prompts import texts
+    from smartspec.selftest.suite import QUICK, Effort, selftest
+
+    logging.getLogger().setLevel(logging.WARNING)
+    began = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"{time.perf_counter() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    config, prompts = arguments.selftest_config(parsed), texts(parsed.prompts)
+    report = selftest(config, prompts, QUICK if parsed.quick else Effort(), say)
+    print(report.as_json().decode() if parsed.json else report.as_table(), flush=True)
+    return 0 if report.is_ok else 1
 
 
 def _serve_until_stopped(parsed: argparse.Namespace) -> int:

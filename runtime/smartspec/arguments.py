@@ -61,20 +61,27 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             allow_abbrev=False,
         )
     )
+    _add_selftest(
+        commands.add_parser(
+            "selftest",
+            help="check and measure a model, and what speculation brings it, on this machine",
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+    )
     return parser.parse_args(argv)
 
 
-def _add_serve(serve: argparse.ArgumentParser) -> None:
-    model, scheduler, speculation, server = ModelConfig(""), SchedulerConfig(), SpeculationConfig(), ServerConfig()
-
-    group = serve.add_argument_group("model")
-    group.add_argument("target", metavar="TARGET", help="folder or hub id of the model to serve")
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """What says which models, and how to hold them; shared by the commands that load any."""
+    model = ModelConfig("")
+    group = parser.add_argument_group("model")
+    group.add_argument("target", metavar="TARGET", help="folder or hub id of the model")
     group.add_argument("--draft", help="folder or hub id of a small model with the same tokenizer that drafts")
     group.add_argument(
         "--dtype", default=model.dtype, choices=["auto", "float32", "bfloat16", "float16"], help="of weights and cache"
     )
     group.add_argument("--device", default=model.device, help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--served-name", help="the model id clients use; the last part of TARGET if not given")
     group.add_argument("--revision", help="branch, tag or commit of TARGET on the hub")
     group.add_argument("--draft-revision", help="the same for the draft")
     group.add_argument("--max-model-len", type=int, help="longest prompt plus answer in tokens; the model's own limit")
@@ -87,6 +94,10 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=model.seed, help="seed of the noise of requests that name none")
     group.add_argument("--threads", type=int, help="CPU threads; what affinity and cgroup quota allow if not given")
 
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    scheduler, speculation, server = SchedulerConfig(), SpeculationConfig(), ServerConfig()
+    _add_model(serve)
     group = serve.add_argument_group("batching")
     group.add_argument("--max-num-seqs", type=int, default=scheduler.max_num_seqs, help="most sequences in a step")
     group.add_argument(
@@ -124,6 +135,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
     group = serve.add_argument_group("server")
+    group.add_argument("--served-name", help="the model id clients use; the last part of TARGET if not given")
     group.add_argument("--host", default=server.host, help="address of the public port")
     group.add_argument("--port", type=_port, default=server.port, help="0: any free one")
     group.add_argument("--admin-host", default=server.admin_host, help="address of the admin port")
@@ -177,25 +189,35 @@ def replay_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if value is not None}
 
 
+def _add_selftest(selftest: argparse.ArgumentParser) -> None:
+    _add_model(selftest)
+    speculation = SpeculationConfig()
+    group = selftest.add_argument_group("test")
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="texts to try it on, one a line, in place of ours")
+    group.add_argument(
+        "--num-speculative-tokens", type=int, default=speculation.num_speculative_tokens, metavar="K",
+        help="most tokens that the policy may choose",
+    )  # fmt: skip
+    group.add_argument("--no-prompt-lookup", action="store_true", help="leave prompt lookup out")
+    group.add_argument("--quick", action="store_true", help="fewer texts, draws and batches: some seconds, for a look")
+    group.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+
+def selftest_config(arguments: argparse.Namespace) -> RuntimeConfig:
+    """What `selftest` was told, validated; raises ConfigError."""
+    return RuntimeConfig(
+        model=_model_config(arguments),
+        speculation=SpeculationConfig(
+            num_speculative_tokens=arguments.num_speculative_tokens, prompt_lookup=not arguments.no_prompt_lookup
+        ),
+        num_threads=arguments.threads,
+    )
+
+
 def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> RuntimeConfig:
     """What `serve` was told, validated; raises ConfigError."""
-    for name in ("threads", "max_model_len", "num_blocks"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
     return RuntimeConfig(
-        model=ModelConfig(
-            target=arguments.target,
-            draft=arguments.draft,
-            revision=arguments.revision,
-            draft_revision=arguments.draft_revision,
-            served_name=arguments.served_name,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            max_model_len=arguments.max_model_len,
-            trust_remote_code=arguments.trust_remote_code,
-            compile=arguments.compile,
-            seed=arguments.seed,
-        ),
+        model=_model_config(arguments),
         scheduler=SchedulerConfig(
             max_num_seqs=arguments.max_num_seqs,
             max_num_batched_tokens=arguments.max_num_batched_tokens,
@@ -224,6 +246,25 @@ def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str]
         ),
         trace=TraceConfig(arguments.trace, arguments.trace_size),
         num_threads=arguments.threads,
+    )
+
+
+def _model_config(arguments: argparse.Namespace) -> ModelConfig:
+    for name in ("threads", "max_model_len", "num_blocks"):
+        if (value := getattr(arguments, name, None)) is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    return ModelConfig(
+        target=arguments.target,
+        draft=arguments.draft,
+        revision=arguments.revision,
+        draft_revision=arguments.draft_revision,
+        served_name=getattr(arguments, "served_name", None),
+        dtype=arguments.dtype,
+        device=arguments.device,
+        max_model_len=arguments.max_model_len,
+        trust_remote_code=arguments.trust_remote_code,
+        compile=arguments.compile,
+        seed=arguments.seed,
     )
 
 

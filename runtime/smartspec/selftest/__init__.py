@@ -1,0 +1,1 @@
+"""`smartspec selftest`: on this machine and with this pair, is the text right, and what does speculation bring?"""

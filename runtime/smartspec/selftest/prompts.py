@@ -1,0 +1,29 @@
+"""What the selftest asks: short texts of several kinds, some of which repeat themselves, or the user's own."""
+
+from pathlib import Path
+
+from smartspec.config import ConfigError
+
+BUILT_IN = (
+    "def parse(self, text):\n    ",
+    "The history of the steam engine begins with",
+    "import os\nimport sys\n\n\ndef main(argv):\n    ",
+    "List of countries and capitals:\n1. France: Paris\n2. Italy: Rome\n3. Spain:",
+    "class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def pop(self):\n        return",
+    "Rewrite without changes. Text: The quick brown fox jumps over the lazy dog. Answer: The quick brown fox",
+    '{"name": "alpha", "size": 1}\n{"name": "beta", "size": 2}\n{"name": "gamma",',
+    "To make bread, first mix flour, water, salt and yeast. Then",
+)
+
+
+def texts(file: Path | None) -> tuple[str, ...]:
+    """The lines of *file* that are not empty, or the built-in texts; raises ConfigError when there are none."""
+    if file is None:
+        return BUILT_IN
+    try:
+        lines = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts {file}: {error}") from None
+    if not lines:
+        raise ConfigError(f"prompts {file}: there is no text in it")
+    return lines
