@@ -1,4 +1,4 @@
-"""The command line of `smartspec-operator`: `run` in a cluster, `local` on this machine."""
+"""The command line of `smartspec-operator`: `run` in a cluster, `local` on this machine, `replay` of a recording."""
 
 import argparse
 import asyncio
@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from smartspec_operator import local
+from smartspec_operator import local, replay
 from smartspec_operator.world import Timing
 
 DEFAULT_IMAGE = "smartspec/runtime:latest"
@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = commands.add_parser("local", help="serve one SmartSpec on this machine, with processes instead of pods")
     local.add_arguments(here)
     here.set_defaults(main=local.main)
+    again = commands.add_parser("replay", help="what would have been decided from the load that replicas recorded")
+    replay.add_arguments(again)
+    again.set_defaults(main=replay.main)
     arguments = parser.parse_args(argv)
     status: int = arguments.main(arguments)
     return status
