@@ -40,6 +40,7 @@ MOST_PRIOR_TRIALS = 400.0
 
 _PAIR = {verifier: index for index, verifier in enumerate(VERIFIERS)}
 _CLASS = tuple(sum(length >= lower for lower in MATCH_LENGTHS[1:]) for length in range(MATCH_LENGTHS[-1] + 1))
+_CLASSES = np.array(_CLASS, dtype=np.intp)
 
 
 def row_of(proposer: Proposer, verifier: Verifier, match_tokens: int = 0) -> int:
@@ -47,6 +48,15 @@ def row_of(proposer: Proposer, verifier: Verifier, match_tokens: int = 0) -> int
     if proposer == "draft":
         return _PAIR[verifier]
     return NUM_PAIRS + _PAIR[verifier] * len(MATCH_LENGTHS) + _CLASS[min(match_tokens, MATCH_LENGTHS[-1])]
+
+
+def rows_of(proposer: Proposer, verifiers: Sequence[Verifier], match_tokens: Ints) -> Ints:
+    """`row_of` for many requests."""
+    pairs = np.array([_PAIR[verifier] for verifier in verifiers], dtype=np.intp)
+    if proposer == "draft":
+        return pairs
+    rows: Ints = NUM_PAIRS + pairs * len(MATCH_LENGTHS) + _CLASSES[np.minimum(match_tokens, MATCH_LENGTHS[-1])]
+    return rows
 
 
 class AcceptanceModel:
@@ -69,14 +79,15 @@ class AcceptanceModel:
         """Standard deviation of a draft's acceptance between requests."""
         return self._own["draft"].spread
 
-    def pooled(self, rows: Sequence[int], depth: int) -> Array:
+    def pooled(self, rows: Sequence[int] | Ints, depth: int) -> Array:
         """Survival [row, depth] by one acceptance rate per proposer and verifier, as the paper has it."""
         kept, tried = _pool(self._accepted).sum(axis=1), _pool(self._trials).sum(axis=1)
         rate = (kept + UNKNOWN_WEIGHT * UNKNOWN_RATE) / (tried + UNKNOWN_WEIGHT)
-        pairs = [row if row < NUM_PAIRS else NUM_PAIRS + (row - NUM_PAIRS) // len(MATCH_LENGTHS) for row in rows]
+        index = np.asarray(rows, dtype=np.intp)
+        pairs = np.where(index < NUM_PAIRS, index, NUM_PAIRS + (index - NUM_PAIRS) // len(MATCH_LENGTHS))
         return np.asarray(rate[pairs][:, None] ** np.arange(1, depth + 1), dtype=np.float64)
 
-    def survival(self, rows: Sequence[int], requests: Sequence[str], proposer: Proposer, depth: int) -> Array:
+    def survival(self, rows: Sequence[int] | Ints, requests: Sequence[str], proposer: Proposer, depth: int) -> Array:
         """Probability [request, position] that a request's first tokens up to that position are all kept."""
         shift = self._own[proposer].shift(requests)
         rates = self._rates[np.asarray(rows, dtype=np.intp), :depth] + shift[:, None]

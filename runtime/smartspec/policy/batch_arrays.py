@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smartspec.policy.acceptance import AcceptanceModel, row_of
+from smartspec.policy.acceptance import AcceptanceModel, rows_of
 from smartspec.policy.goodput import Costs, Ints, Plan, Problem
 from smartspec.policy.latency import LatencyModel
 from smartspec.policy.regression import Array
@@ -55,17 +55,18 @@ def _chances(
 ) -> Array:
     """Survival [R, depth] of what *proposer* would bring, 0 beyond each request's cap."""
     chances = np.zeros((len(candidates), depth))
-    able = np.flatnonzero(caps > 0)
-    if len(able):
-        chosen = [candidates[index] for index in able.tolist()]
-        rows = [row_of(proposer, c.verifier, c.lookup_match_tokens) for c in chosen]
-        if one_rate:
-            found = acceptance.pooled(rows, depth)
-        else:
-            found = acceptance.survival(rows, [c.request_id for c in chosen], proposer, depth)
-        # Never quite 0 within the cap: 0 says that there is nothing to be had.
-        within = np.arange(1, depth + 1)[None, :] <= caps[able][:, None]
-        chances[able] = np.where(within, np.maximum(found, 1e-12), 0.0)
+    able = np.flatnonzero(caps)
+    if not len(able):
+        return chances
+    chosen = candidates if len(able) == len(candidates) else [candidates[index] for index in able.tolist()]
+    matches = np.array([c.lookup_match_tokens for c in chosen], dtype=np.intp)
+    rows = rows_of(proposer, [c.verifier for c in chosen], matches)
+    if one_rate:
+        found = acceptance.pooled(rows, depth)
+    else:
+        found = acceptance.survival(rows, [c.request_id for c in chosen], proposer, depth)
+    # Never quite 0 within the cap: 0 says that there is nothing to be had.
+    chances[able] = np.where(np.arange(depth) < caps[able][:, None], np.maximum(found, 1e-12), 0.0)
     return chances
 
 

@@ -110,9 +110,13 @@ class SpeculationPolicy:
             plan = optimise(problem, costs, rate=self._rate, margin=SWITCHING_MARGIN, drafting=self._drafting)
         self._rate = plan.goodput
         self._drafting = bool(plan.uses_draft.any())
-        uncertainty = self._latency.uncertainty(features_of(batch, None))
         probe = self._prober.probe(
-            plan, problem, costs, batch.candidates, self._acceptance, plain_uncertainty=uncertainty
+            plan,
+            problem,
+            costs,
+            batch.candidates,
+            self._acceptance,
+            plain_uncertainty=lambda: self._latency.uncertainty(features_of(batch, None)),
         )
         return (plan, False) if probe is None else (probe, True)
 

@@ -108,14 +108,22 @@ class Regressors:
 
     def curve_seconds(self, tokens: NDArray[Any], first: float, slopes: Array) -> Array:
         """Seconds of one forward for each of *tokens*, 0 where there are none; *first* is what one token takes."""
-        values = first + np.concatenate(([0.0], np.cumsum(slopes[:-1] * self._width[:-1])))
-        beyond = np.maximum(tokens - self._lower[-1], 0.0) * slopes[-1]
-        seconds: Array = np.where(tokens > 0, np.interp(tokens, self._lower, values) + beyond, 0.0)
+        seconds: Array = np.interp(tokens, self._lower, first + self._below @ slopes)
+        last = self.knots[-1]
+        if tokens.max(initial=0) > last:
+            seconds += np.maximum(tokens - last, 0.0) * slopes[-1]
+        if tokens.min(initial=1) <= 0:
+            seconds *= tokens > 0
         return seconds
 
     @cached_property
     def _lower(self) -> Array:
         return np.array(self.knots, dtype=np.float64)
+
+    @cached_property
+    def _below(self) -> Array:
+        """How much of each segment [knot, segment] lies below each knot."""
+        return np.tril(np.broadcast_to(np.append(self._width[:-1], 0.0), (len(self.knots),) * 2), -1)
 
     @cached_property
     def _width(self) -> Array:

@@ -176,4 +176,4 @@ def _assignments(problem: Problem, costs: Costs, tables: _Tables, rate: float) -
     by_draft = np.cumsum(problem.draft * worth - rate * (slope + draft_extra), axis=1).max(axis=1)
     by_lookup = np.cumsum(problem.lookup * worth - rate * slope, axis=1).max(axis=1)
     by_value = can_draft & ~(can_copy & (by_lookup >= by_draft - rate * rows * (problem.first_rows - 1.0)))
-    return [by_value, can_draft, can_draft & ~can_copy]
+    return [by_value, np.zeros_like(can_draft)]

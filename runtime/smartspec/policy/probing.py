@@ -5,7 +5,7 @@ takes. A probe costs throughput if the estimates were right; that regret is book
 time, so that probing can neither die (as where speculation is switched off for good) nor hurt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +31,8 @@ SIGMAS = 2.0
 """A plain step is tried while it might be the better one within this many standard deviations of its predicted time."""
 MEAN_STEPS = 100.0
 """Steps that the mean step time is taken over."""
+REST_STEPS = 4
+"""Steps until the price of a probe is looked at again when it was too high: looking takes time, too."""
 STALE_STEPS = 24
 """A request is probed when it was not tried for this many steps."""
 
@@ -43,6 +45,7 @@ class Prober:
         self.regret_seconds = 0.0
         self.num_probes = 0
         self._mean_step_seconds = 0.0
+        self._rest = 0
 
     def earn(self, seconds: float, *, poor: bool) -> None:
         """Book a step's time; *poor* says that the time model errs badly."""
@@ -70,16 +73,19 @@ class Prober:
         candidates: Sequence[Candidate],
         acceptance: AcceptanceModel,
         *,
-        plain_uncertainty: float,
+        plain_uncertainty: Callable[[], float],
     ) -> Plan | None:
         """A plan to run instead of *plan* for what it teaches, or None. *plain_uncertainty* is the standard deviation
         of the predicted seconds of a step without speculation."""
         if not self._mean_step_seconds:
             return None
+        self._rest = max(0, self._rest - 1)
+        if self._rest:
+            return None
         free = problem.forced < 0
         if (plan.num_tokens[free] > 0).any():
             plain = evaluate(problem, costs, np.where(free, 0, plan.num_tokens), plan.uses_draft)
-            optimistic = max(plain.seconds - costs.sunk - SIGMAS * plain_uncertainty, 1e-9)
+            optimistic = max(plain.seconds - costs.sunk - SIGMAS * plain_uncertainty(), 1e-9)
             if plain.worth / optimistic > plan.goodput and self._pays(plain, plan):
                 return plain
         return self._try_silent(plan, problem, costs, candidates, acceptance)
@@ -96,6 +102,8 @@ class Prober:
         drafted, copied = (acceptance.steps_since_tried(names, proposer) for proposer in PROPOSERS)
         from_draft = can_draft[silent] & (~can_copy[silent] | (drafted >= copied))
         age = np.where(from_draft, drafted, copied)
+        if age.max() < STALE_STEPS:
+            return None
         lag = np.array([float(c.draft_lag_tokens or 1) for c in candidates])
         # In turn by age, which is fair, and by what the draft must catch up with, which is cheap.
         keys = (lag[silent], -age) if self.num_probes % 2 else (-age, lag[silent])
@@ -124,6 +132,7 @@ class Prober:
         regret = max(0.0, (tried.seconds - plan.seconds) - (tried.worth - plan.worth) / max(plan.goodput, 1e-9))
         # A regret beyond all credit would never be paid for: full credit buys it, and the debt delays the next one.
         if self.credit_seconds < min(regret, CREDIT_STEPS * self._mean_step_seconds):
+            self._rest = REST_STEPS
             return False
         self.credit_seconds -= regret
         self.regret_seconds += regret

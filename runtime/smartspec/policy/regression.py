@@ -79,7 +79,7 @@ class NonNegativeFilter:
                 residual = math.copysign(bound, residual)
         gain = along / variance
         self.mean += gain * residual
-        self.covariance -= trust * np.outer(gain, along)
+        self.covariance -= (trust * gain)[:, None] * along
         self._keep_non_negative()
         # The spread around the prediction is learned from the clipped residual, slowly, so that it stays a noise level.
         relative = min(abs(seconds - expected), bound) / expected
@@ -107,7 +107,10 @@ class NonNegativeFilter:
     def _spread(self, mean: Array, together: float, apart: float) -> Array:
         """Covariance [d, d] of coefficients known to these relative standard deviations, moving together and apart."""
         alone = apart * (mean + self._scale)
-        covariance: Array = together**2 * np.outer(mean, mean) + np.outer(alone, alone) * self._kinship
+        moved = together * mean
+        covariance: Array = alone[:, None] * alone
+        covariance *= self._kinship
+        covariance += moved[:, None] * moved
         return covariance
 
     def _drift(self) -> None:
