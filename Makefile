@@ -18,7 +18,7 @@ READY  := $(VENV)/.ready
 TARGET := .cache/models/stdlib-target-190m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-paper bench-peers soak clean
+.PHONY: help setup demo test check bench bench-paper bench-peers bench-engine soak clean
 
 help: ## list the targets
 	@sed -n '3,7s/^#  //p' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-paper: $(READY) $(TARGET)/model.safetensors ## adaptive against fixed spec
 
 bench-peers: $(READY) $(TARGET)/model.safetensors ## against vLLM and transformers (installs vLLM, some 2 GB)
 	@$(BIN)/python benchmarks/peers.py $(BENCH)
+
+bench-engine: $(READY) $(TARGET)/model.safetensors ## the engine's step, part by part; BENCH='--sections forward k0'
+	@$(BIN)/python benchmarks/engine.py $(BENCH)
 
 soak: $(READY) ## the long tests
 	@VENV="$(VENV)" scripts/test soak

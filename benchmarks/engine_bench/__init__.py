@@ -1,0 +1,1 @@
+"""What the benchmark `engine` measures, one module a section, each with a `measure` and a `part` of the report."""
