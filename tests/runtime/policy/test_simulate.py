@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import pytest
 
 from smartspec.policy.controller import SpeculationPolicy
@@ -100,6 +101,30 @@ def test_the_time_model_follows_a_device_that_slows_down() -> None:
     device = Device(slowdown=lambda now: 1.0 if now < 6 else 2.2)
     trace = simulate(World(device, Texts(), lambda now: 8, 14.0), "request")
     assert trace.between(8, 14).time_error < 0.12
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 24), (16, 3)])
+def test_times_are_predicted_as_well_as_identical_steps_repeat(before: int, after: int) -> None:
+    """After 200 steps, and again 50 steps after the load has changed: bias within 2 %, and a median error of at most
+    1.3 times what the device's own noise amounts to."""
+    speculation = SpeculationPolicy(PolicySettings(), key="k")
+    replica = Replica(speculation, Device(), Texts(), seed=0)
+    replica.warm_up()
+    run_closed(replica, lambda now: before, 25.0, Shape(16, 96), seed=0)
+    known = len(replica.trace.steps)
+    run_closed(replica, lambda now: after, 45.0, Shape(16, 96), seed=9)
+    steps = replica.trace.steps
+    for held_out in (steps[200:known], steps[known + 50 : known + 250]):
+        predicted, measured, quiet = (
+            np.array(column)
+            for column in zip(
+                *((s.decision.predicted_seconds, s.seconds.total, s.quiet_seconds) for s in held_out), strict=True
+            )
+        )
+        assert len(held_out) >= 60
+        assert abs(predicted.sum() / quiet.sum() - 1) < 0.02
+        noise = np.median(abs(measured / quiet - 1))
+        assert np.median(abs(predicted / measured - 1)) < 1.3 * noise
 
 
 def test_priors_halve_the_error_of_a_new_replica() -> None:
