@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 def shapes(*, quick: bool) -> Iterator[Shape]:
     """What is measured: decoding steps over batch and context, then steps that verify four tokens."""
     if quick:
-        yield from (Shape(1, 1, 128), Shape(8, 1, 128), Shape(8, 1, 512), Shape(1, 5, 128))
+        yield from (Shape(1, 1, 128, True), Shape(8, 1, 128), Shape(8, 1, 512), Shape(1, 5, 128))
         return
     for batch in BATCHES:
         yield Shape(batch, 1, 128, batch in TARGET_BATCHES)
