@@ -66,6 +66,7 @@ class AcceptanceModel:
         self._accepted = np.zeros((NUM_ROWS, MAX_POSITIONS))
         self._trials = np.zeros((NUM_ROWS, MAX_POSITIONS))
         self._own = {proposer: OwnEvidence() for proposer in PROPOSERS}
+        self._tried_in = np.full(NUM_ROWS, -1, dtype=np.intp)
         self.step = 0
         self._rates = self._estimate()
 
@@ -129,6 +130,7 @@ class AcceptanceModel:
         own = self._own[proposer]
         own.learn(requests, trials, accepted, expected, chance)
         own.mark(requests, self.step)
+        self._tried_in[rows] = self.step
         self._trials += _reached(rows, trials)
         self._accepted += _reached(rows, accepted)
 
@@ -139,7 +141,13 @@ class AcceptanceModel:
 
     def steps_since_tried(self, requests: Sequence[str], proposer: Proposer) -> Ints:
         """How many steps ago *proposer* was last tried for each request [R]; very many where it never was."""
-        last = self._own[proposer].last_tried(requests)
+        return self._age(self._own[proposer].last_tried(requests))
+
+    def steps_since_row_tried(self, rows: Ints) -> Ints:
+        """The same for rows of the table: what was last tried with any request of that pair and class."""
+        return self._age(self._tried_in[rows])
+
+    def _age(self, last: Ints) -> Ints:
         return np.where(last < 0, np.iinfo(np.intp).max, self.step - last)
 
     def _estimate(self) -> Array:

@@ -31,6 +31,8 @@ def problem_of(
     copies = np.array([c.lookup_tokens for c in candidates])
     lag = np.array([lag or 1 for lag in lags], dtype=np.float64)
     can_draft = np.array([lag is not None for lag in lags])
+    if one_rate:
+        copies = np.where(can_draft, 0, copies)  # as the paper has it: the draft, where there is one
     depth = max(1, ceiling)
     return Problem(
         draft=_chances(candidates, acceptance, "draft", np.where(can_draft, caps, 0), depth, one_rate=one_rate),

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smartspec.policy.acceptance import PROPOSERS, AcceptanceModel
+from smartspec.policy.acceptance import PROPOSERS, AcceptanceModel, rows_of
 from smartspec.policy.goodput import Costs, Plan, Problem
 from smartspec.policy.types import Candidate
 from smartspec.policy.uniform import draft_seconds, evaluate
@@ -33,6 +33,8 @@ MEAN_STEPS = 100.0
 """Steps that the mean step time is taken over."""
 REST_STEPS = 4
 """Steps until the price of a probe is looked at again when it was too high: looking takes time, too."""
+STALE_CLASS_STEPS = 100
+"""A class of matches is probed when none of it was copied for this many steps."""
 STALE_STEPS = 24
 """A request is probed when it was not tried for this many steps."""
 
@@ -88,7 +90,32 @@ class Prober:
             optimistic = max(plain.seconds - costs.sunk - SIGMAS * plain_uncertainty(), 1e-9)
             if plain.worth / optimistic > plan.goodput and self._pays(plain, plan):
                 return plain
-        return self._try_silent(plan, problem, costs, candidates, acceptance)
+        if self.credit_seconds <= 0.0:
+            return None
+        copying = self._try_copying(plan, problem, costs, candidates, acceptance)
+        return copying or self._try_silent(plan, problem, costs, candidates, acceptance)
+
+    def _try_copying(
+        self, plan: Plan, problem: Problem, costs: Costs, candidates: Sequence[Candidate], acceptance: AcceptanceModel
+    ) -> Plan | None:
+        """Copy for the request with the longest match what the plan would have drafted: a good draft would else keep
+        prompt lookup, which costs no forward, unknown for ever."""
+        torn = np.flatnonzero((problem.forced < 0) & plan.uses_draft & (problem.lookup[:, 0] > 0))
+        if not len(torn):
+            return None
+        chosen = [candidates[index] for index in torn.tolist()]
+        matches = np.array([c.lookup_match_tokens for c in chosen], dtype=np.intp)
+        rows = rows_of("lookup", [c.verifier for c in chosen], matches)
+        matches[acceptance.steps_since_row_tried(rows) < STALE_CLASS_STEPS] = -1
+        longest = int(matches.argmax())
+        if matches[longest] < 0:
+            return None
+        index = int(torn[longest])
+        num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
+        num_tokens[index] = min(num_tokens[index], np.count_nonzero(problem.lookup[index]))
+        uses_draft[index] = False
+        tried = evaluate(problem, costs, num_tokens, uses_draft)
+        return tried if self._pays(tried, plan) else None
 
     def _try_silent(
         self, plan: Plan, problem: Problem, costs: Costs, candidates: Sequence[Candidate], acceptance: AcceptanceModel
@@ -96,7 +123,7 @@ class Prober:
         """Speculate a little for requests that the plan leaves out."""
         can_draft, can_copy = problem.draft[:, 0] > 0, problem.lookup[:, 0] > 0
         silent = np.flatnonzero((problem.forced < 0) & (plan.num_tokens == 0) & (can_draft | can_copy))
-        if not len(silent) or self.credit_seconds <= 0.0:
+        if not len(silent):
             return None
         names = [candidates[index].request_id for index in silent.tolist()]
         drafted, copied = (acceptance.steps_since_tried(names, proposer) for proposer in PROPOSERS)

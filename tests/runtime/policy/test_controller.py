@@ -168,6 +168,35 @@ def test_lookup_is_used_where_it_is_good() -> None:
     assert {n: c.proposer for n, c in policy.decide(batch).choices.items()} == {"match": "lookup"}
 
 
+@pytest.mark.parametrize(("copied", "share"), [(8, (0.6, 1.0)), (0, (0.0, 0.05))])
+def test_copying_is_found_out_beside_a_good_draft(copied: int, share: tuple[float, float]) -> None:
+    """A draft that is mostly right does not keep better copies unknown: they are tried, and taken where they are good
+    and hardly ever where they are not."""
+    policy = SpeculationPolicy(PolicySettings(), key="k")
+    alone, beside = (BatchState(candidates(4, lookup_tokens=n, lookup_match_tokens=n + 1)) for n in (0, 8))
+    chosen = []
+    for step in range(500):
+        decision = policy.decide(alone if step < 100 else beside)
+        drafts = [c.num_tokens for c in decision.choices.values() if c.proposer == "draft"]
+        num_nodes = sum(c.num_tokens for c in decision.choices.values())
+        outcomes = tuple(
+            RequestOutcome(
+                name, c.proposer, "greedy", c.num_tokens,
+                min(c.num_tokens, (3 + step % 6) if c.proposer == "draft" else copied),
+                9 if c.proposer == "lookup" else 0,
+            )
+            for name, c in decision.choices.items()
+        )  # fmt: skip
+        by_depth = tuple(sum(k >= d for k in drafts) for d in range(1, max(drafts, default=0) + 1))
+        features = StepFeatures(4 + num_nodes, 800, 4, draft_batch_by_depth=by_depth)
+        seconds = StepSeconds(0.001 * len(by_depth), 0.02 + 0.0005 * features.target_tokens, 0.001)
+        kept = 4 + sum(o.num_accepted for o in outcomes)
+        policy.observe(StepOutcome(decision, features, seconds, outcomes, kept))
+        chosen += [c.proposer for c in decision.choices.values()] if step >= 300 else []
+    low, high = share
+    assert low <= chosen.count("lookup") / len(chosen) <= high
+
+
 def test_settings_are_hot() -> None:
     """A lower ceiling holds from the next decision on, and a newer policy replaces the older one."""
     policy = SpeculationPolicy(PolicySettings(), key="k")
