@@ -23,6 +23,7 @@ from rich.console import Console
 
 from engine_bench import controller, forward, host, idle_draft, limit, mixed, time_model
 from engine_bench.bench import USUAL_MINUTES, Bench, of_section
+from engine_bench.neighbours import NOTABLE, Neighbours
 from engine_bench.picture import draw
 from engine_bench.report import Part, markdown
 from smartspec.config import ConfigError
@@ -136,16 +137,21 @@ def measure(options: argparse.Namespace, record: Record) -> None:
             say(f"no time left for {name}: it keeps what was recorded before, if anything")
             continue
         say(f"[bold]{name}[/]")
-        began = budget.elapsed
+        began, neighbours = budget.elapsed, Neighbours()
         record.runs = [run for run in record.runs if run["section"] != name]
         section.measure(bench)
         sections[name] = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit,
             "seconds": round(budget.elapsed - began, 1),
+            "cores_taken_by_others": round(neighbours.cores(), 2),
         }
         record.note("sections", sections)
         print(section.part(record.runs), flush=True)
+        if (taken := sections[name]["cores_taken_by_others"]) > NOTABLE:
+            say(
+                f"[bold]other processes took {taken:.2f} of our cores[/] during {name}: its times are not to be trusted"
+            )
 
 
 def parts(record: Record) -> list[Part]:

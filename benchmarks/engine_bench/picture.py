@@ -71,7 +71,8 @@ def _host(axes: Any, runs: Sequence[Mapping[str, Any]]) -> None:
         below = [low + height for low, height in zip(below, heights, strict=True)]
     axes.set(xlabel="requests", ylabel="microseconds a step besides forwards")
     if found:
-        axes.legend(fontsize=7)
+        axes.set_ylim(0, 1.9 * max(below))  # room for the legend
+        axes.legend(fontsize=7, ncols=2, loc="upper center")
 
 
 def _predictions(axes: Any, runs: Sequence[Mapping[str, Any]]) -> None:

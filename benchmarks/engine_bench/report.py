@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine_bench.neighbours import NOTABLE
 from smartspec_bench.estimates import Ratio
 
 
@@ -88,6 +89,8 @@ def markdown(header: dict[str, Any], parts: Sequence[Part]) -> str:
     forward = "compiled" if header.get("compiled") else "**eager**: it could not be compiled, or not to advantage"
     taken = header.get("sections", {})
     commits = sorted({section["commit"] for section in taken.values()})
+    busy = {name: section["cores_taken_by_others"] for name, section in taken.items()}
+    disturbed = ", ".join(f"{name} {cores:.2f}" for name, cores in busy.items() if cores > NOTABLE)
     text = [
         f"# The engine's step, {header['machine']}",
         "",
@@ -101,5 +104,6 @@ def markdown(header: dict[str, Any], parts: Sequence[Part]) -> str:
             "taken in turns (A B B A) in one process; intervals hold 95 % by a bootstrap over turns."
         ),
         "",
+        *([f"**Cores that other processes took meanwhile, by section: {disturbed}.**", ""] if disturbed else []),
     ]
     return "\n".join(text) + "\n" + "\n".join(map(str, parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine_bench.neighbours import busy_seconds
 from engine_bench.timing import Contender, PausableClock, Stopwatch, alternate, deviation, median_ratio
 
 
@@ -142,3 +143,10 @@ def test_parts_add_up_to_the_whole() -> None:
         assert watch.take() == {"rest": 1.0, "forward": 2.0, "pack of forward": 4.0, "fail": 8.0, "pack": 4.0}
     engine.step()
     assert watch.take() == {}
+
+
+def test_busy_seconds_are_those_of_our_cores() -> None:
+    """Idle time, waiting for disks and other cores do not count; what the host took does."""
+    text = "cpu 9 9 9 9 9 9 9 9 0 0\ncpu1 100 20 30 5000 7000 4 6 40 0 0\ncpu10 1000 0 0 0 0 0 0 0 0 0\nintr 5\n"
+    assert busy_seconds(text, {1}, ticks=100) == 2.0
+    assert busy_seconds(text, {1, 10}, ticks=100) == 12.0
