@@ -3,7 +3,7 @@
 #   make demo     an adaptive server under a changing load on this machine: table, picture, summary (some 5 minutes)
 #   make test     lint, types, contracts and all tests, with the time of each stage
 #   make check    lint, types and import contracts alone
-#   make bench    the measurements behind the README's figures
+#   make bench    the measurements behind the README's figures; bench-peers, bench-engine, bench-regret for the others
 #   make soak     long randomised runs
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ READY  := $(VENV)/.ready
 TARGET := .cache/models/stdlib-target-190m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-paper bench-peers bench-engine soak clean
+.PHONY: help setup demo test check bench bench-paper bench-peers bench-engine bench-regret soak clean
 
 help: ## list the targets
 	@sed -n '3,7s/^#  //p' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-peers: $(READY) $(TARGET)/model.safetensors ## against vLLM and transforme
 
 bench-engine: $(READY) $(TARGET)/model.safetensors ## the engine's step, part by part; BENCH='--sections forward k0'
 	@$(BIN)/python benchmarks/engine.py $(BENCH)
+
+bench-regret: $(READY) ## the policy against the best fixed length in simulated worlds; BENCH='--seeds 8'
+	@$(BIN)/python benchmarks/regret.py $(BENCH)
 
 soak: $(READY) ## the long tests
 	@VENV="$(VENV)" scripts/test soak

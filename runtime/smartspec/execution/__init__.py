@@ -7,4 +7,4 @@ import os
 # busy a step took ten to fifty times as long. Some microseconds bridge the gaps inside a step. This must be in the
 # environment before torch loads its OpenMP library, hence here; who has set a policy keeps it.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")

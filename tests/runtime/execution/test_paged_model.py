@@ -95,4 +95,4 @@ def test_waiting_threads_are_told_to_sleep_before_torch_is_there() -> None:
     program = "import os, sys, smartspec.execution; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
     environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["False", "1000"]
+    assert done.stdout.split() == ["False", "5000"]
