@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from smartspec.async_engine.thread import LoadedEngine
-from smartspec.composition import assemble
+from smartspec.composition import assemble, rehearse
 from smartspec.config import ModelConfig, RuntimeConfig, SchedulerConfig
 from smartspec.execution.batch import Segment
 from smartspec.execution.loader import LoadedModel, load
@@ -19,7 +19,6 @@ from smartspec.execution.paged_model import PagedModel
 from smartspec.execution.proposers import Drafts
 from smartspec.policy.settings import PolicySettings
 from smartspec.scheduling.request import Request, SamplingParams
-from smartspec.warmup import WarmUp
 from smartspec_bench.prompts import code
 from smartspec_bench.record import Record
 from smartspec_bench.session import Budget
@@ -100,17 +99,7 @@ class Bench:
         model = self.model if model is None else model
         loaded = assemble(model, self.config, settings, clock)
         if warm:
-            WarmUp(
-                loaded.engine.scheduler.config,
-                loaded.policy,
-                loaded.engine.proposer,
-                loaded.engine.runner,
-                clock,
-                num_blocks=model.num_blocks,
-                max_model_len=model.max_model_len,
-                vocab_size=model.target.vocab_size,
-                proposers=model.proposers,
-            ).run()
+            rehearse(model, loaded, clock)
         return loaded
 
 

@@ -40,18 +40,23 @@ def build_engine(
     model = load(config)
     loaded = assemble(model, config, settings, clock, recorder)
     if warmup.is_needed(loaded.policy.settings.priors):
-        warmup.WarmUp(
-            loaded.engine.scheduler.config,
-            loaded.policy,
-            loaded.engine.proposer,
-            loaded.engine.runner,
-            clock,
-            num_blocks=model.num_blocks,
-            max_model_len=model.max_model_len,
-            vocab_size=model.target.vocab_size,
-            proposers=model.proposers,
-        ).run()
+        rehearse(model, loaded, clock)
     return loaded
+
+
+def rehearse(model: LoadedModel, loaded: LoadedEngine[Drafts], clock: Callable[[], float]) -> None:
+    """Let the policy of *loaded*, an engine over *model*, measure steps of made-up requests; takes some seconds."""
+    warmup.WarmUp(
+        loaded.engine.scheduler.config,
+        loaded.policy,
+        loaded.engine.proposer,
+        loaded.engine.runner,
+        clock,
+        num_blocks=model.num_blocks,
+        max_model_len=model.max_model_len,
+        vocab_size=model.target.vocab_size,
+        proposers=model.proposers,
+    ).run()
 
 
 def assemble(

@@ -193,14 +193,15 @@ def _compare(
 
 
 def _cache_directory() -> Path:
-    """A directory that can be written to: the user's cache, else a temporary one, which lives as long as the pod."""
+    """A directory that can be written to: the user's cache, else a temporary one of this process alone. What lies in it
+    is loaded as code, so its name must not be one that somebody else can guess and fill."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smartspec" / "compiled"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):
             return home
     except OSError:
-        return Path(tempfile.gettempdir()) / f"smartspec-compiled-{os.getuid()}"
+        return Path(tempfile.mkdtemp(prefix="smartspec-compiled-"))
 
 
 def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

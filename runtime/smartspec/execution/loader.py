@@ -154,8 +154,8 @@ def _candidate(source: Source, config: Any, dtype: torch.dtype, device: torch.de
     except UnsupportedModelError as problem:
         raise ConfigError(f"{source.role} {source.name}: it cannot be served: {problem}") from problem
     log.info("event=attention_checked model=%s attention=%s reason=%r", source.name, verdict.attention, verdict.reason)
-    # What a draft computes decides how much is accepted, never what the text is: only the target's bits must hold.
     products = pack_linears(model) if verdict.attention == "paged" else []
+    # What a draft computes decides how much is accepted, never what the text is: only the target's bits must hold.
     multiple = row_multiple(model) if is_target and device.type == "cpu" else None
     return _Candidate(model, verdict.attention, verdict.layers, products, multiple, is_target)
 

@@ -40,7 +40,7 @@ class SpeculationPolicy:
         self._prober = Prober()
         self._drafting = True
         self._rate = 1.0
-        self._steps: deque[dict[str, Any]] = deque(maxlen=REMEMBERED_STEPS)
+        self._steps: deque[StepOutcome] = deque(maxlen=REMEMBERED_STEPS)
         self.apply(settings)
 
     @property
@@ -143,7 +143,7 @@ class SpeculationPolicy:
         self._acceptance.observe(outcome.outcomes, outcome.tokens_kept)
         self._guard.observe(outcome)
         self._prober.earn(outcome.seconds.total, poor=self._latency.is_poor)
-        self._steps.append(_step_row(outcome))
+        self._steps.append(outcome)
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept of a finished request."""
@@ -172,7 +172,7 @@ class SpeculationPolicy:
             },
             "acceptance": {"pairs": self._acceptance.table(), "spread_between_requests": self._acceptance.spread},
             "probes": self._prober.report(),
-            "steps": list(self._steps),
+            "steps": [_step_row(outcome) for outcome in self._steps],
         }
 
 
