@@ -53,7 +53,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from smartspec_operator import handlers  # kopf takes a while to import, and `local` has no use for it
+    from smartspec_operator import connection, handlers  # kopf takes a while to import, and `local` has no use for it
 
     level = logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     try:
         asyncio.run(running)
-    except (handlers.NoClusterError, OSError) as error:  # OSError: the probe's port is taken
+    except (connection.NoClusterError, OSError) as error:  # OSError: the probe's port is taken
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -11,17 +11,12 @@ from typing import Any
 
 import kopf
 from aiohttp import ClientSession, DummyCookieJar, web
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
 
+from smartspec_operator.connection import connect
 from smartspec_operator.controller import Controller
 from smartspec_operator.kube import Api, KubernetesCluster
 from smartspec_operator.resource import FIELD_MANAGER, GROUP, PLURAL, VERSION
 from smartspec_operator.world import Timing
-
-
-class NoClusterError(Exception):
-    """There is no API server to talk to; the message says where one was looked for."""
 
 
 async def run(*, namespace: str | None, image: str, probe_port: int | None, timing: Timing) -> None:
@@ -75,22 +70,9 @@ def settings() -> kopf.OperatorSettings:
 
 @contextlib.asynccontextmanager
 async def _controller(namespace: str | None, image: str, timing: Timing) -> AsyncIterator[Controller]:
-    async with await _client() as client, ClientSession(cookie_jar=DummyCookieJar()) as session:
+    async with await connect() as client, ClientSession(cookie_jar=DummyCookieJar()) as session:
         cluster = KubernetesCluster(Api(client), namespace)
         yield Controller(cluster, session, image=image, timing=timing)
-
-
-async def _client() -> ApiClient:
-    """A client by the service account inside a pod, by the kubeconfig elsewhere."""
-    found = Configuration()
-    try:
-        config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
-    except config.ConfigException:
-        try:
-            await config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
-        except config.ConfigException as error:
-            raise NoClusterError(f"neither in a pod nor with a usable kubeconfig: {error}") from None
-    return ApiClient(found)
 
 
 @contextlib.asynccontextmanager
