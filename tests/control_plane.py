@@ -10,16 +10,18 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import ClientSession, web
+from prometheus_client.parser import text_string_to_metric_families
 
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings, decode_settings
@@ -29,19 +31,38 @@ from smartspec_operator.resource import Manifest
 
 ROOT = Path(__file__).parents[1]
 PERIODS = ["--tick-seconds", "0.3", "--tuning-seconds", "0.5", "--scaling-seconds", "1"]
+LEASE = ["--lease-namespace", "smartspec-system", "--lease-seconds", "2"]
 SECONDS = 20.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Operator:
     """The operator as a process, with its log."""
 
-    def __init__(self, kubeconfig: Path, folder: Path) -> None:
-        self.log = folder / "operator.log"
+    def __init__(
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        name: str = "operator",
+        arguments: Sequence[str] = ("--all-namespaces", *PERIODS),
+    ) -> None:
+        self._arguments = [*arguments, *LEASE]
+        self.kubeconfig = kubeconfig
+        self.log = folder / f"{name}.log"
+        self.probe_port = free_port()
         self._environment = os.environ | {"KUBECONFIG": str(kubeconfig)}
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-W", "error", "-m", "smartspec_operator", "run", "--all-namespaces", *PERIODS]
+        command = [sys.executable, "-W", "error", "-m", "smartspec_operator", "run", *self._arguments]
+        command += ["--probe-port", str(self.probe_port)]
         with self.log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment, cwd=ROOT)
 
@@ -53,6 +74,16 @@ class Operator:
     def start(self) -> None:
         """Start it again."""
         self.process = self._start()
+
+    async def metrics(self) -> dict[str, float]:
+        """What it says of itself, by name and labels as they stand in the exposition."""
+        async with ClientSession() as session, session.get(f"http://127.0.0.1:{self.probe_port}/metrics") as answer:
+            families = text_string_to_metric_families(await answer.text())
+        return {
+            "".join([sample.name, *(f",{key}={value}" for key, value in sorted(sample.labels.items()))]): sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     def stop(self) -> int:
         """Ask it to end; the exit status."""

@@ -39,7 +39,19 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime-image", default=DEFAULT_IMAGE, help="image of replicas whose spec names none (default: %(default)s)"
     )
-    parser.add_argument("--probe-port", type=_port, help="answer /healthz on this port")
+    parser.add_argument("--probe-port", type=_port, help="answer /healthz, /readyz and /metrics on this port")
+    parser.add_argument(
+        "--lease-name",
+        default="smartspec-operator",
+        help="the Lease that makes one of several operators the one that acts (default: %(default)s)",
+    )
+    parser.add_argument("--lease-namespace", help="where it is (default: the pod's own namespace)")
+    parser.add_argument(
+        "--lease-seconds",
+        type=_seconds,
+        default=15.0,
+        help="after so long without a sign another takes over (default: %(default)g)",
+    )
     parser.add_argument("--verbose", action="store_true", help="log every detail")
     timing = Timing()
     for name, default, text in (
@@ -53,7 +65,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from smartspec_operator import connection, handlers  # kopf takes a while to import, and `local` has no use for it
+    # Imported here: kopf takes a while to import, and `local` has no use for it.
+    from smartspec_operator import connection, handlers, lease
 
     level = logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -62,6 +75,9 @@ def _run(arguments: argparse.Namespace) -> int:
         namespace=None if arguments.all_namespaces else arguments.namespace,
         image=arguments.runtime_image,
         probe_port=arguments.probe_port,
+        lease_name=handlers.LeaseName(
+            arguments.lease_namespace or handlers.own_namespace(), arguments.lease_name, arguments.lease_seconds
+        ),
         timing=Timing(
             tick_seconds=arguments.tick_seconds,
             tuning_seconds=arguments.tuning_seconds,
@@ -73,6 +89,9 @@ def _run(arguments: argparse.Namespace) -> int:
     except (connection.NoClusterError, OSError) as error:  # OSError: the probe's port is taken
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except lease.LeaseLostError as error:
+        print(f"error: the lease {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -11,10 +11,15 @@ class NotOursError(Exception):
 
 
 class Cluster(Protocol):
-    """Objects by kind, namespace and name, as manifests. Nothing is deleted: what a SmartSpec owns dies with it.
+    """Objects by kind, namespace and name, as manifests. What a SmartSpec owns dies with it.
 
-    Kinds used: Deployment, Service, ConfigMap, Secret, Pod.
+    Kinds used: Deployment, Service, ConfigMap, Secret, PersistentVolumeClaim, Pod; PodMonitor and InferencePool where
+    they are known.
     """
+
+    async def knows(self, kind: str) -> bool:
+        """Whether objects of *kind* can be had here: some kinds are installed in some clusters only."""
+        ...
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The live object, or None when there is none."""
@@ -22,6 +27,14 @@ class Cluster(Protocol):
 
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
         """All live objects of *kind* that carry *labels*."""
+        ...
+
+    async def check(self, manifest: Manifest) -> None:
+        """Write nothing, but raise what `apply` would raise."""
+        ...
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Remove an object that `list` returned; nothing happens when it is gone."""
         ...
 
     async def apply(self, manifest: Manifest) -> None:

@@ -1,8 +1,12 @@
 """The conditions of a SmartSpec: one function each, None where the condition does not apply."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from smartspec_operator.integrations import integrated
 from smartspec_operator.reported import Condition
 from smartspec_operator.resource import SmartSpec
-from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision
+from smartspec_operator.world import Failure, Observation, PolicyDecision, Problem, ScalingDecision
 
 
 def conditions(
@@ -11,18 +15,20 @@ def conditions(
     policy: PolicyDecision,
     scale: ScalingDecision,
     slo_attainment: float | None,
+    refusals: Mapping[str, Failure] = MappingProxyType({}),
 ) -> list[Condition]:
     """All that apply, `Ready` first. Positive polarity, but for `Degraded`."""
     available = _available(seen, scale)
-    degraded = _degraded(seen)
+    degraded = _degraded(owner, seen)
     parts = [
         available,
         _progressing(seen, scale),
         degraded,
         _metrics_available(seen),
-        _policy_applied(seen, policy),
+        _policy_applied(seen, policy, refusals),
         _slo_met(owner, slo_attainment),
         _scaling_active(owner, scale),
+        integrated(owner, seen.known_kinds),
     ]
     return [_ready(seen, scale, available, degraded), *(part for part in parts if part is not None)]
 
@@ -56,14 +62,32 @@ def _progressing(seen: Observation, scale: ScalingDecision) -> Condition:
     return Condition("Progressing", "False", "Complete", "every replica is as asked for")
 
 
-def _degraded(seen: Observation) -> Condition:
+def _degraded(owner: SmartSpec, seen: Observation) -> Condition:
+    if owner.spec.server.admin_key_secret_ref is not None and seen.admin_key_version is None:
+        wanted = owner.admin_key
+        message = f"spec.server.adminKeySecretRef: there is no Secret {wanted.name} with the key {wanted.key}"
+        return Condition("Degraded", "True", "SecretMissing", message)
+    nodes = {replica.pod.node for replica in seen.replicas if replica.pod.node is not None}
+    if not seen.shared_cache and len(nodes) > 1:
+        message = (
+            f"spec.storage.cache: the claim can be used on one node only, and replicas were placed on {len(nodes)}: "
+            "use a ReadWriteMany claim, or keep them together by spec.template.affinity"
+        )
+        return Condition("Degraded", "True", "CacheNotShared", message)
     for replica in seen.replicas:
         if replica.pod.problem is not None and not replica.pod.terminating:
-            problem = replica.pod.problem
-            return Condition(
-                "Degraded", "True", problem.reason, f"{replica.pod.name}: {problem.message}".removesuffix(": ")
-            )
+            return _troubled(owner, replica.pod.problem, f"{replica.pod.name}: ")
+    if seen.problem is not None:
+        return _troubled(owner, seen.problem, "")
     return Condition("Degraded", "False", "AsExpected", "no replica names a problem")
+
+
+def _troubled(owner: SmartSpec, problem: Problem, where: str) -> Condition:
+    message = f"{where}{problem.message}".removesuffix(": ")
+    before = owner.status.condition("Degraded")
+    if before is not None and before.reason == problem.reason and "Back-off pulling image" in problem.message:
+        message = before.message  # the attempt before said why; that it waits for the next one is no news
+    return Condition("Degraded", "True", problem.reason, message)
 
 
 def _metrics_available(seen: Observation) -> Condition | None:
@@ -77,15 +101,18 @@ def _metrics_available(seen: Observation) -> Condition | None:
     return Condition("MetricsAvailable", "False", reason, f"{first.pod.name}: {why}")
 
 
-def _policy_applied(seen: Observation, policy: PolicyDecision) -> Condition | None:
+def _policy_applied(seen: Observation, policy: PolicyDecision, refusals: Mapping[str, Failure]) -> Condition | None:
     if not seen.loads:
         return None
     generation = policy.settings.generation
     behind = [r.pod.name for r in seen.serving if r.load is not None and r.load.generation != generation]
     if not behind and not seen.missing:
         return Condition("PolicyApplied", "True", "Applied", f"every replica runs policy generation {generation}")
-    late = behind or [replica.pod.name for replica in seen.missing]
-    return Condition("PolicyApplied", "False", "Pending", f"generation {generation} has not reached {late[0]}")
+    late = (behind or [replica.pod.name for replica in seen.missing])[0]
+    message = f"generation {generation} has not reached {late}"
+    if late in refusals:
+        return Condition("PolicyApplied", "False", "Refused", f"{message}: {refusals[late].message}")
+    return Condition("PolicyApplied", "False", "Pending", message)
 
 
 def _slo_met(owner: SmartSpec, slo_attainment: float | None) -> Condition | None:

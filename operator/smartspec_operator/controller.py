@@ -8,18 +8,21 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from aiohttp import ClientSession
 
 from smartspec_operator import status
-from smartspec_operator.cluster import NotOursError
-from smartspec_operator.kube import Api, ApiError, KubernetesCluster, Snapshot, merge_patch
+from smartspec_operator.cluster import NotOursError, controller_of
+from smartspec_operator.kube import Api, ApiError, merge_patch
+from smartspec_operator.metrics import Metrics
 from smartspec_operator.reconcile import reconcile
-from smartspec_operator.replicas import HttpReplicas
+from smartspec_operator.refusals import refusal_reason, spec_field
+from smartspec_operator.replicas import AT_ONCE, HttpReplicas
 from smartspec_operator.reported import Status, as_manifest
 from smartspec_operator.resource import FIELD_MANAGER, GROUP, KIND, VERSION, InvalidSpecError, Manifest, parse
 from smartspec_operator.resource import previous_status as status_of
+from smartspec_operator.snapshot import KubernetesCluster, Snapshot
 from smartspec_operator.world import Due, Timing, timestamp
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Pace:
-    """When each stage ran last for one resource, and what was seen of it. Lost at a restart without harm."""
+    """When each stage was due last for one resource, and what was seen of it. Lost at a restart without harm."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     generation: int = 0
@@ -39,15 +42,27 @@ class Pace:
         """The stages whose period has passed; both, after an edit. Scaling brings tuning with it."""
         scaling = at_once or now - self.scaled >= timing.scaling_seconds
         tuning = scaling or now - self.tuned >= timing.tuning_seconds
-        self.tuned, self.scaled = (now if tuning else self.tuned), (now if scaling else self.scaled)
+        if tuning:
+            self.tuned = _next(self.tuned, now, timing.tuning_seconds)
+        if scaling:
+            self.scaled = _next(self.scaled, now, timing.scaling_seconds)
         return Due(tuning=tuning, scaling=scaling)
+
+
+def _next(before: float, now: float, period: float) -> float:
+    """From when the next period counts: its own time where a tick came a little late, or periods would grow by that."""
+    return before + period if 0 <= now - before - period < period / 2 else now
 
 
 class Controller:
     """Reconciles all resources every tick, and one at once when it was edited."""
 
-    def __init__(self, cluster: KubernetesCluster, session: ClientSession, *, image: str, timing: Timing) -> None:
+    def __init__(
+        self, cluster: KubernetesCluster, session: ClientSession, metrics: Metrics, *, image: str, timing: Timing
+    ) -> None:
         self._cluster = cluster
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._session = session
         self._image = image
         self._timing = timing
@@ -56,26 +71,31 @@ class Controller:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the last tick ended lately enough; kopf's own probe stays green when its watches are dead."""
+        """Whether the last tick ended lately enough; kopf's own probe stays green when its watches are dead.
+
+        A tick that the API server failed has ended too: a restart here would not mend that.
+        """
         limit = max(30.0, 10 * self._timing.tick_seconds)
         return self.ticked is None or time.monotonic() - self.ticked < limit
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Tick until cancelled. A tick that fails is told, and the next one tries again."""
         self.ticked = time.monotonic()
         while True:
             started = time.monotonic()
             try:
-                await self.tick()
-                self.ticked = time.monotonic()
+                with self._metrics.tick_seconds.time():
+                    await self.tick()
             except ApiError as error:
                 log.warning("tick failed: %s", error)
-            await asyncio.sleep(max(0.1, self._timing.tick_seconds - (time.monotonic() - started)))
+            self.ticked = time.monotonic()
+            await asyncio.sleep(max(0.1, self._timing.tick_seconds - (self.ticked - started)))
 
     async def tick(self) -> None:
         """Reconcile every resource once, concurrently, from one snapshot."""
         snapshot = self._cluster.snapshot()
         bodies = await self._cluster.api.list(KIND, self._cluster.namespace)
+        self._metrics.resources.set(len(bodies))
         for gone in self._paces.keys() - {body["metadata"]["uid"] for body in bodies}:
             if not self._paces[gone].lock.locked():
                 del self._paces[gone]
@@ -96,23 +116,32 @@ class Controller:
             if "deletionTimestamp" in metadata:
                 return
             due = pace.due(time.monotonic(), self._timing, at_once=at_once or metadata["generation"] != pace.generation)
+            self._metrics.staged(due)
+            began = time.monotonic()
             try:
-                await self._step(body, snapshot, due)
+                result = await self._step(body, snapshot, due)
                 pace.generation = metadata["generation"]
             except ApiError as error:
+                result = "unreachable"
                 log.warning("%s/%s: %s", metadata["namespace"], metadata["name"], error)
             except Exception:  # one resource's fault must not stop the others' ticks
+                result = "defect"
+                self._metrics.errors.inc()
                 log.exception("%s/%s: reconcile failed", metadata["namespace"], metadata["name"])
             finally:
                 pace.reconciled = time.monotonic()
+            self._metrics.reconciles.labels(result).inc()
+            self._metrics.reconcile_seconds.observe(pace.reconciled - began)
 
-    async def _step(self, body: Manifest, snapshot: Snapshot, due: Due) -> None:
+    async def _step(self, body: Manifest, snapshot: Snapshot, due: Due) -> str:
+        """Reconcile and report; the reason why the spec was refused, or `ok`."""
         now, old, generation = datetime.now(UTC), status_of(body), body["metadata"]["generation"]
+        refused = None
         try:
             new = await reconcile(
                 parse(body),
                 snapshot,
-                HttpReplicas(self._session, snapshot),
+                HttpReplicas(self._session, snapshot, self._metrics, self._slots),
                 now=now,
                 image=self._image,
                 new_key=new_key,
@@ -120,24 +149,37 @@ class Controller:
                 due=due,
             )
         except InvalidSpecError as error:
-            new = status.refused(old, "InvalidSpec", str(error), generation=generation, now=now)
+            refused = ("InvalidSpec", str(error))
         except NotOursError as error:
-            new = status.refused(old, "Conflict", str(error), generation=generation, now=now)
+            refused = ("Conflict", str(error))
         except ApiError as error:
-            if error.status not in (400, 403, 422):
+            if (reason := refusal_reason(error.status)) is None:
                 raise
-            new = status.refused(old, "ApplyFailed", str(error), generation=generation, now=now)
-        await self._report(body, old, new, now)
+            refused = (reason, spec_field(str(error)))
+        if refused is not None:
+            new = status.refused(old, *refused, generation=generation, now=now)
+        await self._report(body, old, new, snapshot, now)
+        return "ok" if refused is None else refused[0]
 
-    async def _report(self, body: Manifest, old: Status, new: Status, now: datetime) -> None:
+    async def _report(self, body: Manifest, old: Status, new: Status, snapshot: Snapshot, now: datetime) -> None:
         """Write what changed in the status, and nothing when nothing did."""
         metadata = body["metadata"]
         if patch := merge_patch(body.get("status") or {}, as_manifest(new)):
             patch = {"status": patch}
             await self._cluster.api.patch(KIND, metadata["namespace"], metadata["name"], patch, "status")
-        for news in status.news(old, new):
+        self._metrics.decided(old, new)
+        for news in (*status.news(old, new), *repairs(body, snapshot)):
             log.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], news.reason, news.message)
             await post(self._cluster.api, body, news, now)
+
+
+def repairs(body: Manifest, snapshot: Snapshot) -> list[status.News]:
+    """What others had done to the children of *body*, and was undone."""
+    return [
+        status.News("Normal", "Repaired", f"{child['kind']} {child['metadata']['name']} was changed, and is as it was")
+        for child in snapshot.repaired
+        if controller_of(child) == body["metadata"]["uid"]
+    ]
 
 
 async def post(api: Api, body: Manifest, news: status.News, now: datetime) -> None:

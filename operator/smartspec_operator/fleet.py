@@ -16,6 +16,8 @@ TYPICAL_STEPS = tuple(
     for n in (1, 8, 64)
 )
 """Steps by which two time models are compared: their coefficients trade places without their predictions changing."""
+MIN_SHARING, LEAST_KV_SHARE = 4, 0.1
+"""Sharing is measured over so many running requests or more, and never believed to save more than all but this."""
 TIME_CHANGE, RATE_CHANGE = 0.15, 0.1
 """What is learned is written down again when predicted times move by this share, or acceptance by so much."""
 
@@ -25,6 +27,7 @@ class Fleet:
     """Rates are sums over replicas, `lengths` are weighted by requests, speculation by generated tokens.
 
     KV memory is that of the replica which is worst off: the usage of the fullest, the tokens of the smallest.
+    `kv_tokens_per_context_token` is below 1 where requests share prefixes, for these are in memory once.
     """
 
     size: int
@@ -35,6 +38,7 @@ class Fleet:
     waiting: int
     kv_cache_usage: float
     kv_cache_tokens: int
+    kv_tokens_per_context_token: float
     ttft: Histogram
     tpot: Histogram
     mean_k: float
@@ -67,6 +71,7 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
         waiting=sum(load.num_requests_waiting for load in loads),
         kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),
         kv_cache_tokens=min((load.kv_cache_tokens for load in loads), default=0),
+        kv_tokens_per_context_token=max((_kv_per_context(load) for load in loads), default=1.0),
         ttft=reduce(Histogram.merged, (load.ttft for load in loads), Histogram()),
         tpot=reduce(Histogram.merged, (load.tpot for load in loads), Histogram()),
         mean_k=_mean([load.speculation.mean_k for load in loads], tokens),
@@ -128,6 +133,14 @@ def differ(old: Priors | None, new: Priors | None) -> bool:
         for before, after in zip(old.acceptance, new.acceptance, strict=True)
         for a, b in zip(before.rates[:1], after.rates[:1], strict=False)
     )
+
+
+def _kv_per_context(load: LoadReport) -> float:
+    """KV memory in use for each token of the running requests' contexts; 1 where too few run to tell."""
+    if load.num_requests_running < MIN_SHARING or load.num_context_tokens == 0:
+        return 1.0
+    used = load.kv_cache_usage * load.kv_cache_tokens
+    return min(1.0, max(LEAST_KV_SHARE, used / load.num_context_tokens))
 
 
 def _merged_latency(known: Sequence[LatencyPrior]) -> LatencyPrior:

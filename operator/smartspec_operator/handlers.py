@@ -6,37 +6,126 @@ plain event handler adds nothing to the object, no finalizer and no annotation: 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import kopf
-from aiohttp import ClientSession, DummyCookieJar, web
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from smartspec_operator.connection import connect
 from smartspec_operator.controller import Controller
-from smartspec_operator.kube import Api, KubernetesCluster
+from smartspec_operator.kube import Api
+from smartspec_operator.lease import Lease
+from smartspec_operator.metrics import Metrics
 from smartspec_operator.resource import FIELD_MANAGER, GROUP, PLURAL, VERSION
+from smartspec_operator.snapshot import KubernetesCluster
 from smartspec_operator.world import Timing
 
+log = logging.getLogger(__name__)
 
-async def run(*, namespace: str | None, image: str, probe_port: int | None, timing: Timing) -> None:
-    """Serve every SmartSpec of *namespace*, or of all, until told to stop; raises `NoClusterError` before it begins.
+IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
-    One operator at a time: it is deployed as a single replica with the strategy `Recreate`, so no lease is held.
+
+@dataclass(frozen=True)
+class LeaseName:
+    """Which lease makes this process the one that acts."""
+
+    namespace: str
+    name: str
+    duration_seconds: float
+
+
+async def run(
+    *, namespace: str | None, image: str, probe_port: int | None, timing: Timing, lease_name: LeaseName
+) -> None:
+    """Serve every SmartSpec of *namespace*, or of all, until told to stop, while the lease is ours.
+
+    Raises `NoClusterError` before it begins, and `LeaseLostError` when another may act now. Who stands by runs nothing
+    but the probe: two copies of kopf would both handle every event.
     """
-    async with _controller(namespace, image, timing) as controller, _probe(controller, probe_port):
-        ticks = asyncio.create_task(controller.run(), name="ticks")
-        try:
-            await kopf.operator(
-                registry=registry(controller),
-                settings=settings(),
-                standalone=True,
-                clusterwide=namespace is None,
-                namespaces=[namespace] if namespace else [],
-            )
-        finally:
-            ticks.cancel()
-            await asyncio.gather(ticks, return_exceptions=True)
+    metrics = Metrics()
+    async with await connect() as client, _session() as session:
+        api = Api(client, metrics)
+        lease = Lease(
+            api, lease_name.namespace, lease_name.name, identity(), duration_seconds=lease_name.duration_seconds
+        )
+        controller = Controller(KubernetesCluster(api, namespace), session, metrics, image=image, timing=timing)
+        async with _probe(lambda: controller.is_alive and lease.is_alive, metrics, probe_port):
+            if await _unless_told_to_stop(lease.acquire()):
+                log.info("leading as %s", lease.identity)
+                metrics.leader.set(1)
+                try:
+                    await _lead(controller, lease, namespace)
+                finally:
+                    await lease.release()
+
+
+def _session() -> ClientSession:
+    """For the replicas: no cookies, and no limit but that on requests at once."""
+    return ClientSession(cookie_jar=DummyCookieJar(), connector=TCPConnector(limit=0))
+
+
+def identity() -> str:
+    """Who this is among those that want the lease.
+
+    A pod's name is enough, and better: a container that starts again in its pod knows that the one before is dead.
+    """
+    host = socket.gethostname()
+    return host if IN_POD.exists() else f"{host}-{uuid.uuid4().hex[:8]}"
+
+
+def own_namespace() -> str:
+    """Where this process runs, as far as it knows."""
+    return IN_POD.read_text().strip() if IN_POD.exists() else "default"
+
+
+async def _unless_told_to_stop(waiting: Coroutine[Any, Any, None]) -> bool:
+    """Whether *waiting* has come to its end before SIGTERM or SIGINT did."""
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(waiting)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await asyncio.wait({task})
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    if task.cancelled():
+        return False
+    task.result()
+    return True
+
+
+async def _lead(controller: Controller, lease: Lease, namespace: str | None) -> None:
+    """Tick, handle edits and renew the lease, until one of them ends: all end together."""
+    ticks = asyncio.create_task(controller.run(), name="ticks")
+    holding = asyncio.create_task(lease.hold(), name="lease")
+    handling = asyncio.create_task(
+        kopf.operator(
+            registry=registry(controller),
+            settings=settings(),
+            standalone=True,
+            clusterwide=namespace is None,
+            namespaces=[namespace] if namespace else [],
+        ),
+        name="kopf",
+    )
+    tasks = (ticks, handling, holding)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 def registry(controller: Controller) -> kopf.OperatorRegistry:
@@ -69,24 +158,29 @@ def settings() -> kopf.OperatorSettings:
 
 
 @contextlib.asynccontextmanager
-async def _controller(namespace: str | None, image: str, timing: Timing) -> AsyncIterator[Controller]:
-    async with await connect() as client, ClientSession(cookie_jar=DummyCookieJar()) as session:
-        cluster = KubernetesCluster(Api(client), namespace)
-        yield Controller(cluster, session, image=image, timing=timing)
+async def _probe(is_alive: Callable[[], bool], metrics: Metrics, port: int | None) -> AsyncIterator[None]:
+    """`/healthz` by the age of the last tick, or of the last look at the lease: alive only while it does its work.
 
-
-@contextlib.asynccontextmanager
-async def _probe(controller: Controller, port: int | None) -> AsyncIterator[None]:
-    """`/healthz` by the age of the last tick: the process is alive only while it does its work."""
+    `/readyz` is 200 from the beginning: readiness is not leadership, and a standby must not hold up a rollout.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(status=200 if controller.is_alive else 503, text="ok" if controller.is_alive else "stuck")
+        alive = is_alive()
+        return web.Response(status=200 if alive else 503, text="ok" if alive else "stuck")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     if port is None:
         yield
         return
     app = web.Application()
     app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", show_metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -27,8 +27,9 @@ from smartspec_operator.local_cluster import RUNTIME, LocalCluster
 from smartspec_operator.local_cores import available_cores
 from smartspec_operator.local_file import Documents, FileError, ResourceFile
 from smartspec_operator.local_report import Narrator, snapshot, write
+from smartspec_operator.metrics import Metrics
 from smartspec_operator.reconcile import reconcile
-from smartspec_operator.replicas import HttpReplicas
+from smartspec_operator.replicas import AT_ONCE, HttpReplicas
 from smartspec_operator.reported import Status
 from smartspec_operator.resource import InvalidSpecError, SmartSpec, parse
 from smartspec_operator.rules import violations
@@ -105,7 +106,8 @@ async def serve(options: Options, folder: Path) -> None:
         url = f"http://{host}:{port}"
         say(f"serving {owner.served_name} on {url}/v1; logs in {folder / 'logs'}")
         try:
-            await _Loop(options, file, owner, cluster, HttpReplicas(session, cluster), front, url).run(stopping)
+            replicas = HttpReplicas(session, cluster, Metrics(), asyncio.Semaphore(AT_ONCE))
+            await _Loop(options, file, owner, cluster, replicas, front, url).run(stopping)
         finally:
             say("stopping")
             await cluster.stop(options.grace_seconds)

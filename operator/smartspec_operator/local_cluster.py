@@ -76,6 +76,17 @@ class LocalCluster:
             objects = [self._with_status(live) for (of, _), live in self._objects.items() if of == kind]
         return [live for live in objects if labels.items() <= live["metadata"].get("labels", {}).items()]
 
+    async def knows(self, kind: str) -> bool:
+        """No kind of somebody else's is here."""
+        return False
+
+    async def check(self, manifest: Manifest) -> None:
+        """Nothing is refused, and everything is ours."""
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Forget the object."""
+        self._objects.pop((manifest["kind"], manifest["metadata"]["name"]), None)
+
     async def apply(self, manifest: Manifest) -> None:
         """Make the live object agree with *manifest*; raises `NotOursError` when another controls it."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]

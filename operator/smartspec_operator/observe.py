@@ -3,23 +3,26 @@
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from smartspec.policy.settings import PolicySettings, decode_settings
-from smartspec_operator.cluster import Cluster
+from smartspec_operator.cluster import Cluster, controller_of
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.resource import (
     ADMIN_PORT_NAME,
     ANNOTATION_MODEL,
     ANNOTATION_RECOMMENDATIONS,
     ANNOTATION_TUNING,
+    INTEGRATIONS,
     POLICY_FILE,
     Manifest,
     SmartSpec,
 )
+from smartspec_operator.troubles import deployment_problem, in_terms_of, pod_problem
 from smartspec_operator.world import (
     Failure,
     History,
@@ -33,11 +36,15 @@ from smartspec_operator.world import (
     moment,
 )
 
-WAITING_IN_ORDER = frozenset({"ContainerCreating", "PodInitializing"})
+STUCK_SECONDS = 120.0
+"""A pod that has a node and no address for so long waits for something that only its claim or its Events tell."""
+SHARED = frozenset({"ReadWriteMany", "ReadOnlyMany"})
 
 
-async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas) -> Observation:
+async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: datetime) -> Observation:
     """Read everything once, concurrently; a replica that does not answer becomes a `Failure`."""
+    known = frozenset([kind for kind in INTEGRATIONS if await cluster.knows(kind)])
+    integrations = [await cluster.list(kind, owner.namespace, owner.labels) for kind in sorted(known)]
     deployment, service, config_map, secret, pods = await asyncio.gather(
         cluster.get("Deployment", owner.namespace, owner.name),
         cluster.get("Service", owner.namespace, owner.name),
@@ -45,14 +52,19 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas) -> Obs
         cluster.get("Secret", owner.namespace, owner.admin_key.name),
         cluster.list("Pod", owner.namespace, owner.labels),
     )
-    live = [read_pod(manifest) for manifest in pods]
+    trouble = deployment_problem(deployment)
+    live = [_told(owner, read_pod(manifest), now) for manifest in pods]
     seen = await asyncio.gather(*(_ask(owner, pod, replicas) for pod in live))
     return Observation(
         replicas=tuple(sorted(seen, key=lambda replica: replica.pod.name)),
         service=service,
         deployed_replicas=None if deployment is None else deployment["spec"].get("replicas", 1),
         rolling=deployment is not None and _is_rolling(deployment),
+        problem=None if trouble is None else in_terms_of(owner, trouble),
+        shared_cache=not any(_is_stuck(pod, now) for pod in live) or await _is_cache_shared(owner, cluster),
         admin_key_version=_version(secret, owner.admin_key.key),
+        integrations=tuple(live for found in integrations for live in found if controller_of(live) == owner.uid),
+        known_kinds=known,
         model_source=_annotation(deployment, ANNOTATION_MODEL),
         history=History(
             settings=_settings(config_map),
@@ -63,11 +75,38 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas) -> Obs
     )
 
 
+async def admin_key_version(owner: SmartSpec, cluster: Cluster) -> str | None:
+    """What changes with the admin key; None while there is none."""
+    return _version(await cluster.get("Secret", owner.namespace, owner.admin_key.name), owner.admin_key.key)
+
+
 async def _ask(owner: SmartSpec, pod: Pod, replicas: Replicas) -> Replica:
     if pod.admin_url is None or pod.terminating:
         return Replica(pod)
     answer = await replicas.load(owner, pod)
     return Replica(pod, failure=answer) if isinstance(answer, Failure) else Replica(pod, load=answer)
+
+
+def _told(owner: SmartSpec, pod: Pod, now: datetime) -> Pod:
+    """*pod* with its problem in terms of *owner*, and a problem where it only waits, and for too long."""
+    if pod.problem is not None:
+        return replace(pod, problem=in_terms_of(owner, pod.problem))
+    if _is_stuck(pod, now):
+        text = f"on node {pod.node}, without an address: a volume or the network is missing, kubectl describe tells"
+        return replace(pod, problem=Problem("Stuck", text))
+    return pod
+
+
+def _is_stuck(pod: Pod, now: datetime) -> bool:
+    waits = pod.node is not None and pod.admin_url is None and not pod.terminating
+    return waits and now - pod.since > timedelta(seconds=STUCK_SECONDS)
+
+
+async def _is_cache_shared(owner: SmartSpec, cluster: Cluster) -> bool:
+    """Whether pods on several nodes can have the cache; True where there is no claim to look at."""
+    name = owner.cache_claim
+    claim = None if name is None else await cluster.get("PersistentVolumeClaim", owner.namespace, name)
+    return claim is None or bool(SHARED & set(claim["spec"].get("accessModes", ())))
 
 
 def read_pod(manifest: Manifest) -> Pod:
@@ -81,7 +120,8 @@ def read_pod(manifest: Manifest) -> Pod:
         ready=ready.get("status") == "True",
         terminating="deletionTimestamp" in metadata,
         admin_url=_admin_url(manifest),
-        problem=_problem(status),
+        problem=pod_problem(status),
+        node=manifest["spec"].get("nodeName"),
     )
 
 
@@ -91,19 +131,6 @@ def _admin_url(manifest: Manifest) -> str | None:
         for port in container.get("ports", ()):
             if host and port.get("name") == ADMIN_PORT_NAME:
                 return f"http://{f'[{host}]' if ':' in host else host}:{port['containerPort']}"
-    return None
-
-
-def _problem(status: Mapping[str, Any]) -> Problem | None:
-    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-        waiting = container.get("state", {}).get("waiting")
-        if waiting and waiting.get("reason") not in WAITING_IN_ORDER:
-            # What the container said before it died tells more than that it is restarted ever more slowly.
-            last = container.get("lastState", {}).get("terminated", {}).get("message", "")
-            return Problem(waiting.get("reason", "Waiting"), (last or waiting.get("message", "")).strip()[-500:])
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Problem(condition.get("reason", "Unschedulable"), condition.get("message", "")[:500])
     return None
 
 

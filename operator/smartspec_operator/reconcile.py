@@ -1,19 +1,20 @@
 """The story: observe, decide, render, apply, report. Level, not edge: every trigger calls the same function."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import msgspec
 
 from smartspec_operator import render, scaling, status, tuning
 from smartspec_operator.cluster import Cluster
-from smartspec_operator.observe import observe
+from smartspec_operator.observe import admin_key_version, observe
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.reported import Status
 from smartspec_operator.resource import InvalidSpecError, SmartSpec
 from smartspec_operator.rules import violations
-from smartspec_operator.world import Due, Observation, PolicyDecision, ScalingDecision, Timing
+from smartspec_operator.world import Due, Failure, Observation, PolicyDecision, ScalingDecision, Timing
 
 
 async def reconcile(
@@ -31,35 +32,59 @@ async def reconcile(
 
     Raises `InvalidSpecError` before anything is changed, and `NotOursError` when a child's name is taken.
     """
-    seen = await prepared(owner, cluster, replicas, new_key)
-    policy = (tuning.decide if due.tuning else tuning.keep)(owner, seen, seen.history, now=now)
-    scale = (scaling.decide if due.scaling else scaling.keep)(owner, seen, seen.history, policy, now=now, timing=timing)
-    for manifest in render.children(owner, seen, policy, scale, image=image):
-        await cluster.apply(manifest)
-    await asyncio.gather(push(owner, seen, policy, replicas), drain(owner, seen, scale, replicas))
-    return status.compute(owner, seen, policy, scale, now=now)
-
-
-async def prepared(owner: SmartSpec, cluster: Cluster, replicas: Replicas, new_key: Callable[[], str]) -> Observation:
-    """The world, once the spec is known to be sound and an admin key exists: pods that start name its version."""
-    seen = await observe(owner, cluster, replicas)
+    seen = await observe(owner, cluster, replicas, now)
     if broken := violations(owner.name, owner.spec, seen.model_source):
         raise InvalidSpecError("; ".join(broken))
+    policy = (tuning.decide if due.tuning else tuning.keep)(owner, seen, seen.history, now=now)
+    scale = (scaling.decide if due.scaling else scaling.keep)(owner, seen, seen.history, policy, now=now, timing=timing)
+    seen = await write(owner, seen, policy, scale, cluster, image=image, new_key=new_key)
+    refusals, _ = await asyncio.gather(push(owner, seen, policy, replicas), drain(owner, seen, scale, replicas))
+    return status.compute(owner, seen, policy, scale, refusals, now=now)
+
+
+async def write(
+    owner: SmartSpec,
+    seen: Observation,
+    policy: PolicyDecision,
+    scale: ScalingDecision,
+    cluster: Cluster,
+    *,
+    image: str,
+    new_key: Callable[[], str],
+) -> Observation:
+    """Make the children so: all of them, or, where one is refused or another's, none. The world with its admin key."""
+    children = render.children(owner, seen, policy, scale, image=image)
+    for manifest in children:
+        await cluster.check(manifest)
     if seen.admin_key_version is None and owner.spec.server.admin_key_secret_ref is None:
         await cluster.apply(render.admin_key_secret(owner, new_key()))
-        seen = await observe(owner, cluster, replicas)
+        seen = replace(seen, admin_key_version=await admin_key_version(owner, cluster))
+        children = render.children(owner, seen, policy, scale, image=image)  # pods that start name the key's version
+    for manifest in children:
+        await cluster.apply(manifest)
+    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in children}
+    for live in seen.integrations:
+        if (live["kind"], live["metadata"]["name"]) not in wanted:
+            await cluster.delete(live)
     return seen
 
 
-async def push(owner: SmartSpec, seen: Observation, policy: PolicyDecision, replicas: Replicas) -> None:
-    """Hand the policy to every replica that runs an older one; the next observation shows who took it.
+async def push(
+    owner: SmartSpec, seen: Observation, policy: PolicyDecision, replicas: Replicas
+) -> Mapping[str, Failure]:
+    """Hand the policy to every replica that runs an older one; why those that did not take it did not, by pod.
 
-    Without the priors: those are for replicas that start, which read them from the ConfigMap. A running replica has its
-    own evidence in them already.
+    The next observation shows who took it. One that still loads reads the ConfigMap's, and has nothing yet to run it.
+    Without the priors: those are for replicas that start. A running replica has its own evidence in them already.
     """
     settings = msgspec.structs.replace(policy.settings, priors=None)
-    behind = [r.pod for r in seen.replicas if r.load is not None and r.load.generation < settings.generation]
-    await asyncio.gather(*(replicas.push(owner, pod, settings) for pod in behind))
+    behind = [
+        replica.pod
+        for replica in seen.replicas
+        if replica.load is not None and replica.load.state == "ready" and replica.load.generation < settings.generation
+    ]
+    answers = await asyncio.gather(*(replicas.push(owner, pod, settings) for pod in behind))
+    return {pod.name: answer for pod, answer in zip(behind, answers, strict=True) if answer is not None}
 
 
 async def drain(owner: SmartSpec, seen: Observation, scale: ScalingDecision, replicas: Replicas) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from smartspec.policy.settings import PolicySettings, encode_settings
+from smartspec_operator.integrations import ENGINE, LABEL_ENGINE, integrations
 from smartspec_operator.resource import (
     ADMIN_PORT_NAME,
     ANNOTATION_ADMIN_KEY,
@@ -11,19 +12,16 @@ from smartspec_operator.resource import (
     ANNOTATION_RECOMMENDATIONS,
     ANNOTATION_TUNING,
     FIELD_MANAGER,
-    GROUP,
-    KIND,
     LABEL_MANAGED_BY,
     POLICY_FILE,
+    PORT,
     PORT_NAME,
-    VERSION,
     Manifest,
     SecretKey,
     SmartSpec,
 )
 from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision, encode
 
-PORT = 8000
 ADMIN_PORT = 8001
 SERVICE_PORT = 80
 USER_ID = 65532
@@ -41,6 +39,8 @@ def children(
     return [
         _policy_config_map(owner, policy),
         _service(owner),
+        *integrations(owner, seen.known_kinds),
+        *_cache_claim(owner),
         _deployment(owner, seen, scale, image),
         *(_victim(owner, pod) for pod in scale.victims),
     ]
@@ -51,7 +51,7 @@ def admin_key_secret(owner: SmartSpec, key: str) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(owner, owner.admin_key.name),
+        "metadata": owner.child_metadata(owner.admin_key.name),
         "type": "Opaque",
         "stringData": {owner.admin_key.key: key},
     }
@@ -89,24 +89,12 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
     return arguments + [str(part) for flag in flags.items() for part in flag]
 
 
-def _metadata(owner: SmartSpec, name: str, **more: Any) -> dict[str, Any]:
-    reference = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": KIND,
-        "name": owner.name,
-        "uid": owner.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-    labels = {**owner.labels, LABEL_MANAGED_BY: FIELD_MANAGER}
-    return {"name": name, "namespace": owner.namespace, "labels": labels, "ownerReferences": [reference], **more}
-
-
 def _policy_config_map(owner: SmartSpec, policy: PolicyDecision) -> Manifest:
+    annotations = {ANNOTATION_TUNING: encode(policy.state)}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(owner, owner.policy_config_map, annotations={ANNOTATION_TUNING: encode(policy.state)}),
+        "metadata": owner.child_metadata(owner.policy_config_map, annotations=annotations),
         "data": {POLICY_FILE: settings_text(policy.settings)},
     }
 
@@ -122,9 +110,21 @@ def _service(owner: SmartSpec) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(owner, owner.name),
+        "metadata": owner.child_metadata(owner.name),
         "spec": {"type": "ClusterIP", "selector": owner.labels, "ports": [port]},
     }
+
+
+def _cache_claim(owner: SmartSpec) -> list[Manifest]:
+    """The claim for downloaded weights, where one is to be made; it goes with its owner."""
+    cache = owner.spec.storage.cache
+    if cache.size is None:
+        return []
+    spec: dict[str, Any] = {"accessModes": [cache.access_mode], "resources": {"requests": {"storage": cache.size}}}
+    if cache.storage_class_name is not None:
+        spec["storageClassName"] = cache.storage_class_name
+    metadata = owner.child_metadata(f"{owner.name}-cache")
+    return [{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}]
 
 
 def _victim(owner: SmartSpec, pod: str) -> Manifest:
@@ -148,10 +148,12 @@ def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, ima
     if seen.admin_key_version is not None:  # a key that changes rolls the pods, which read it once, at their start
         pod_annotations[ANNOTATION_ADMIN_KEY] = seen.admin_key_version
     pod_labels = {**owner.labels, LABEL_MANAGED_BY: FIELD_MANAGER}
+    if owner.spec.integrations.inference_pool is not None:
+        pod_labels[LABEL_ENGINE] = ENGINE
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(owner, owner.name, annotations=annotations),
+        "metadata": owner.child_metadata(owner.name, annotations=annotations),
         "spec": {
             "replicas": scale.replicas,
             "selector": {"matchLabels": owner.labels},
@@ -177,11 +179,10 @@ def _pod(owner: SmartSpec, image: str) -> dict[str, Any]:
         "runtimeClassName": template.runtime_class_name,
         "priorityClassName": template.priority_class_name,
     }
-    cache = owner.spec.storage.cache
-    if cache.claim_name is not None:
-        cache_volume: dict[str, Any] = {"persistentVolumeClaim": {"claimName": cache.claim_name}}
-    else:
-        cache_volume = {"emptyDir": {"sizeLimit": cache.size_limit} if cache.size_limit else {}}
+    cache_volume: dict[str, Any] = {"persistentVolumeClaim": {"claimName": owner.cache_claim}}
+    if owner.cache_claim is None:
+        limit = owner.spec.storage.cache.size_limit
+        cache_volume = {"emptyDir": {"sizeLimit": limit} if limit else {}}
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,

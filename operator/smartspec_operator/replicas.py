@@ -1,5 +1,6 @@
 """How replicas are read and told: the seam to the pods' admin port, and HTTP behind it."""
 
+import asyncio
 import base64
 from typing import Protocol
 
@@ -9,10 +10,14 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from smartspec.policy.load import LoadReport, decode_load
 from smartspec.policy.settings import PolicySettings, encode_settings
 from smartspec_operator.cluster import Cluster
+from smartspec_operator.metrics import Metrics
 from smartspec_operator.resource import SmartSpec
 from smartspec_operator.world import Failure, Pod
 
 TIMEOUT = ClientTimeout(total=1.0)
+AT_ONCE = 128
+"""So many requests to replicas run at once. What waits for its turn is not late yet: with hundreds of replicas the last
+answer would otherwise time out though its replica was quick."""
 
 
 class Replicas(Protocol):
@@ -34,9 +39,11 @@ class Replicas(Protocol):
 class HttpReplicas:
     """The admin ports over HTTP, with the admin key read from the owner's Secret in *cluster*; a `Replicas`."""
 
-    def __init__(self, session: ClientSession, cluster: Cluster) -> None:
+    def __init__(self, session: ClientSession, cluster: Cluster, metrics: Metrics, slots: asyncio.Semaphore) -> None:
         self._session = session
         self._cluster = cluster
+        self._metrics = metrics
+        self._slots = slots
 
     async def load(self, owner: SmartSpec, pod: Pod) -> LoadReport | Failure:
         """`GET /load`."""
@@ -60,6 +67,14 @@ class HttpReplicas:
 
     async def _ask(
         self, owner: SmartSpec, pod: Pod, method: str, path: str, body: bytes | None = None
+    ) -> bytes | Failure:
+        async with self._slots:
+            answer = await self._exchange(owner, pod, method, path, body)
+        self._metrics.replica_requests.labels(path, "failed" if isinstance(answer, Failure) else "ok").inc()
+        return answer
+
+    async def _exchange(
+        self, owner: SmartSpec, pod: Pod, method: str, path: str, body: bytes | None
     ) -> bytes | Failure:
         if pod.admin_url is None:
             return Failure("no address yet")

@@ -30,6 +30,10 @@ ANNOTATION_RECOMMENDATIONS = f"{GROUP}/recommendations"
 ANNOTATION_TUNING = f"{GROUP}/tuning"
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
+INTEGRATIONS = ("InferencePool", "PodMonitor")
+"""Kinds of children that only some clusters know; those that the spec asks for no more are removed."""
+
+PORT = 8000
 PORT_NAME = "http"
 ADMIN_PORT_NAME = "admin"
 POLICY_FILE = "policy.json"
@@ -38,12 +42,18 @@ Method = Literal["Auto", "DraftModel", "PromptLookup", "Off"]
 Policy = Literal["Request", "Batch", "Fixed", "Off"]
 Verification = Literal["Auto", "Coupled", "Rejection"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+AccessMode = Literal["ReadWriteOnce", "ReadWriteMany"]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 POLICY_NAMES: Mapping[Policy, PolicyName] = {"Request": "request", "Batch": "batch", "Fixed": "fixed", "Off": "off"}
 
-Source = Annotated[str, Meta(min_length=1, max_length=1024)]
-ShortText = Annotated[str, Meta(min_length=1, max_length=253)]
+# What becomes an argument must not look like a flag; what becomes part of a path in the API must not leave its place.
+PLAIN = r"^[A-Za-z0-9_./~@][^\x00-\x1f\x7f]*$"
+Source = Annotated[str, Meta(min_length=1, max_length=1024, pattern=PLAIN)]
+ShortText = Annotated[str, Meta(min_length=1, max_length=253, pattern=PLAIN)]
+ObjectName = Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+KeyName = Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+Quantity = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i?|k|m)?$")]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 StabilizationSeconds = Annotated[int, Meta(ge=0, le=3600)]
 Replicas = Annotated[int, Meta(ge=0, le=1000)]
@@ -61,8 +71,8 @@ class _Part(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omi
 class SecretKey(_Part, frozen=True):
     """One key of a Secret in the resource's own namespace."""
 
-    name: ShortText
-    key: ShortText
+    name: ObjectName
+    key: KeyName
 
 
 class ModelSpec(_Part, frozen=True):
@@ -133,18 +143,41 @@ class TemplateSpec(_Part, frozen=True):
     env: list[dict[str, Any]] = field(default_factory=list)
     volumes: list[dict[str, Any]] = field(default_factory=list)
     volume_mounts: list[dict[str, Any]] = field(default_factory=list)
-    service_account_name: ShortText | None = None
-    runtime_class_name: ShortText | None = None
-    priority_class_name: ShortText | None = None
+    service_account_name: ObjectName | None = None
+    runtime_class_name: ObjectName | None = None
+    priority_class_name: ObjectName | None = None
     annotations: dict[str, str] = field(default_factory=dict)
     termination_grace_period_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 330
 
 
 class CacheSpec(_Part, frozen=True):
-    """Where downloaded weights are kept: an emptyDir of bounded size, or a claim that exists already."""
+    """Where downloaded weights are kept: an emptyDir of bounded size, a claim that exists, or one made of this size."""
 
-    size_limit: ShortText | None = None
-    claim_name: ShortText | None = None
+    size_limit: Quantity | None = None
+    claim_name: ObjectName | None = None
+    size: Quantity | None = None
+    storage_class_name: ObjectName | None = None
+    access_mode: AccessMode = "ReadWriteOnce"
+
+
+class PodMonitorSpec(_Part, frozen=True):
+    """A PodMonitor for the replicas' metrics, with the labels by which a Prometheus finds it."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class InferencePoolSpec(_Part, frozen=True):
+    """An InferencePool of the replicas, for a gateway that asks this endpoint picker."""
+
+    endpoint_picker: ObjectName
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 9002
+
+
+class IntegrationsSpec(_Part, frozen=True):
+    """Objects of kinds that only some clusters know; absent, none is made."""
+
+    pod_monitor: PodMonitorSpec | None = None
+    inference_pool: InferencePoolSpec | None = None
 
 
 class StorageSpec(_Part, frozen=True):
@@ -164,6 +197,7 @@ class Spec(_Part, frozen=True):
     server: ServerSpec = ServerSpec()
     template: TemplateSpec = field(default_factory=TemplateSpec)
     storage: StorageSpec = StorageSpec()
+    integrations: IntegrationsSpec = IntegrationsSpec()
 
 
 class SmartSpec(Struct, frozen=True):
@@ -192,6 +226,12 @@ class SmartSpec(Struct, frozen=True):
         return self.spec.server.admin_key_secret_ref or SecretKey(f"{self.name}-admin-key", "key")
 
     @property
+    def cache_claim(self) -> str | None:
+        """The name of the claim that keeps downloaded weights: the user's, or ours; None where there is none."""
+        cache = self.spec.storage.cache
+        return cache.claim_name or (f"{self.name}-cache" if cache.size is not None else None)
+
+    @property
     def policy_name(self) -> PolicyName:
         """The runtime's name of the policy: a method of `Off` switches every policy off."""
         return "off" if self.spec.speculation.method == "Off" else POLICY_NAMES[self.spec.speculation.policy]
@@ -200,6 +240,17 @@ class SmartSpec(Struct, frozen=True):
     def served_name(self) -> str:
         """The model id clients use: the served name, else the last part of the source."""
         return self.spec.model.served_name or self.spec.model.source.rstrip("/").rpartition("/")[2]
+
+    def child_metadata(self, name: str, **more: Any) -> dict[str, Any]:
+        """Metadata of a child: labels by which it is found, and the owner with whom it goes."""
+        owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "name": self.name, "uid": self.uid}
+        return {
+            "name": name,
+            "namespace": self.namespace,
+            "labels": {**self.labels, LABEL_MANAGED_BY: FIELD_MANAGER},
+            "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
+            **more,
+        }
 
 
 def parse(body: Manifest) -> SmartSpec:

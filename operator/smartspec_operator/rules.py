@@ -9,6 +9,7 @@ from smartspec_operator.resource import Spec
 
 MAX_NAME_LENGTH = 50
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+LEADS_OUT = re.compile(r"(^|/)[.][.](/|$)")
 OUR_VOLUMES = frozenset({"cache", "tmp", "policy"})
 OUR_VARIABLES = frozenset({"SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"})
 
@@ -27,6 +28,14 @@ def violations(name: str, spec: Spec, running_source: str | None = None) -> list
             "spec.model.source: is immutable; make another SmartSpec for another model",
         ),
         (
+            LEADS_OUT.search(spec.model.source) is None,
+            "spec.model.source: must not lead out of its folder by ..",
+        ),
+        (
+            speculation.draft is None or LEADS_OUT.search(speculation.draft.source) is None,
+            "spec.speculation.draft.source: must not lead out of its folder by ..",
+        ),
+        (
             speculation.method != "DraftModel" or speculation.draft is not None,
             "spec.speculation.draft: is required by method DraftModel",
         ),
@@ -43,12 +52,16 @@ def violations(name: str, spec: Spec, running_source: str | None = None) -> list
             "spec.server.maxNumBatchedTokens: must be at least maxNumSeqs",
         ),
         (
-            cache.claim_name is None or cache.size_limit is None,
-            "spec.storage.cache: sizeLimit and claimName exclude each other",
+            [cache.size_limit, cache.claim_name, cache.size].count(None) >= 2,
+            "spec.storage.cache: sizeLimit, claimName and size exclude each other",
         ),
         (
             not OUR_VOLUMES & {volume.get("name") for volume in template.volumes},
             "spec.template.volumes: the names cache, tmp and policy are taken",
+        ),
+        (
+            not any("hostPath" in volume for volume in template.volumes),
+            "spec.template.volumes: hostPath is against the restricted profile; use a PersistentVolumeClaim",
         ),
         (
             not OUR_VARIABLES & {variable.get("name") for variable in template.env},

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil, floor
 
-import msgspec
-
 from smartspec_operator.capacity import predicted
 from smartspec_operator.fleet import Fleet, attainment, together
+from smartspec_operator.measurement import capacity_shown, completed, is_saturated
 from smartspec_operator.removal import replicas_now, victims
 from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.resource import AutoscalingSpec, SmartSpec
@@ -33,7 +32,6 @@ BACKLOG_SECONDS = 30.0
 """Within this time what waits now should be served: it turns a queue into a rate."""
 GROWTH = 2
 """One decision at most doubles the replicas: demand is known better once they have come."""
-MEASURED_AFTER_SECONDS = 60.0
 HISTORY_LENGTH = 10
 GAVE_UP = "GaveUp"
 
@@ -57,7 +55,7 @@ def decide(
     if scale is None:
         wanted = _fixed(owner)
         advice = Advice(wanted, "SpecReplicas", f"spec.replicas asks for {wanted}")
-        return _carried_out(seen, history, current, advice, now=now, timing=timing)
+        return _carried_out(owner, seen, history, policy, current, advice, now=now, timing=timing)
     advice = _advice(owner, scale, seen, history, policy, current, now=now, timing=timing)
     up, down = scale.scale_up_stabilization_seconds, scale.scale_down_stabilization_seconds
     past = extended(history.recommendations, advice.replicas, current=current, now=now, longest_seconds=max(up, down))
@@ -65,7 +63,9 @@ def decide(
     if advice.reason == GAVE_UP:  # nothing is served by what does not start: no window to wait for
         wanted = advice.replicas
     wanted = min(max(wanted, scale.min_replicas), scale.max_replicas)
-    decision = _carried_out(seen, history, current, replace(advice, replicas=wanted), now=now, timing=timing)
+    decision = _carried_out(
+        owner, seen, history, policy, current, replace(advice, replicas=wanted), now=now, timing=timing
+    )
     return replace(decision, recommendations=past, active=True)
 
 
@@ -76,7 +76,7 @@ def keep(
     if owner.spec.autoscaling is None or seen.deployed_replicas is None:
         return decide(owner, seen, history, policy, now=now, timing=timing)
     advice = Advice(_current(owner, seen, history), "", "")
-    decision = _carried_out(seen, history, advice.replicas, advice, now=now, timing=timing)
+    decision = _carried_out(owner, seen, history, policy, advice.replicas, advice, now=now, timing=timing)
     return replace(decision, recommendations=history.recommendations, active=True)
 
 
@@ -168,7 +168,7 @@ def _answer_down(
         (seen.rolling, "Rolling", "replicas are being replaced"),
         (bool(seen.pending), "Pending", f"{len(seen.pending)} replicas are starting"),
         # A request that came during a step waits for the next one: a look at the wrong moment is no queue yet.
-        (fleet.waiting > fleet.size, "Queue", f"{fleet.waiting} requests wait"),
+        (is_saturated(fleet), "Queue", f"{fleet.waiting} requests wait"),
         (met is not None and met < slo.percentile / 100, "Objectives", "objectives are missed"),
         (policy.state.ceiling is not None, "SpeculationCut", "speculation is cut for lack of memory"),
     ]
@@ -188,14 +188,17 @@ def _answer_down(
 def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> float | None:
     """Tokens per second of one replica: by the model, and by measurement where that tells more."""
     point = predicted(owner, policy.settings.priors, fleet, policy.settings)
+    shown = capacity_shown(fleet)
+    if is_saturated(fleet) and shown > 0:  # what they make now is what they can make
+        return shown
     measured = fleet.tokens_per_second / fleet.size if fleet.size else 0.0
-    if fleet.waiting > fleet.size and measured > 0:  # all are busy: what they make now is what they can make
-        return measured
     return max(point.tokens_per_second, measured) if point is not None else None
 
 
 def _is_hopeless(replica: Replica, now: datetime, timing: Timing) -> bool:
     limit = timing.pending_timeout_seconds if replica.pod.problem is None else timing.problem_timeout_seconds
+    if replica.load is not None and replica.pod.problem is None:
+        limit = timing.loading_timeout_seconds
     return now - replica.pod.since > timedelta(seconds=limit)
 
 
@@ -205,10 +208,18 @@ def _gave_up_lately(history: History, now: datetime, timing: Timing) -> bool:
 
 
 def _carried_out(
-    seen: Observation, history: History, current: int, advice: Advice, *, now: datetime, timing: Timing
+    owner: SmartSpec,
+    seen: Observation,
+    history: History,
+    policy: PolicyDecision,
+    current: int,
+    advice: Advice,
+    *,
+    now: datetime,
+    timing: Timing,
 ) -> ScalingDecision:
     """The way from what is deployed to what is wanted, with a record when that is something new."""
-    records = _with_measurement(seen, history.scaling, now)
+    records = completed(owner, seen, policy, history.scaling, now)
     if advice.replicas != current:
         record = ScalingRecord(
             time=timestamp(now),
@@ -232,17 +243,3 @@ def _carried_out(
         active=False,
         history=records,
     )
-
-
-def _with_measurement(
-    seen: Observation, records: tuple[ScalingRecord, ...], now: datetime
-) -> tuple[ScalingRecord, ...]:
-    """*records*, the last one completed, once, by what a replica made when all that were added had come."""
-    if not records or records[-1].measured_tokens_per_second is not None:
-        return records
-    last, fleet = records[-1], together(seen.loads)
-    early = now - moment(last.time) < timedelta(seconds=MEASURED_AFTER_SECONDS)
-    if early or last.to_replicas < last.from_replicas or fleet.size != last.to_replicas or not fleet.tokens_per_second:
-        return records
-    measured = round(fleet.tokens_per_second / fleet.size, 1)
-    return (*records[:-1], msgspec.structs.replace(last, measured_tokens_per_second=measured))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -11,8 +12,12 @@ from smartspec_operator.conditions import conditions
 from smartspec_operator.fleet import Fleet, attainment, together
 from smartspec_operator.reported import Condition, ReportedLoad, ReportedPolicy, Status
 from smartspec_operator.resource import PORT_NAME, Manifest, SmartSpec
-from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision, timestamp
+from smartspec_operator.world import Failure, Observation, PolicyDecision, ScalingDecision, timestamp
 
+TOLD = (
+    ("Ready", "True"), ("Degraded", "False"), ("MetricsAvailable", "True"), ("SLOMet", "True"), ("Integrated", "True"),
+)  # fmt: skip
+"""The conditions whose turns are Events, with the status that is good news."""
 TOLERANCE = 0.1
 """A number of the load is reported anew only when it has moved by this share."""
 SHARE_STEP = 0.02
@@ -20,9 +25,15 @@ SHARE_STEP = 0.02
 
 
 def compute(
-    owner: SmartSpec, seen: Observation, policy: PolicyDecision, scale: ScalingDecision, *, now: datetime
+    owner: SmartSpec,
+    seen: Observation,
+    policy: PolicyDecision,
+    scale: ScalingDecision,
+    refusals: Mapping[str, Failure] = MappingProxyType({}),
+    *,
+    now: datetime,
 ) -> Status:
-    """The status after this reconcile."""
+    """The status after this reconcile; *refusals* are replicas that did not take the policy, and why."""
     slo, old, fleet = owner.spec.slo, owner.status, together(seen.loads)
     met = attainment(fleet, slo.ttft_seconds, slo.tpot_seconds)
     url = service_url(owner, seen.service)
@@ -36,7 +47,7 @@ def compute(
         load=_load(fleet, slo.percentile / 100, old.load) if seen.loads else old.load,
         slo_attainment=_held(met, old.slo_attainment, SHARE_STEP, 0.0) if seen.loads else old.slo_attainment,
         scaling_history=scale.history,
-        conditions=dated(conditions(owner, seen, policy, scale, met), old, owner.generation, now),
+        conditions=dated(conditions(owner, seen, policy, scale, met, refusals), old, owner.generation, now),
     )
 
 
@@ -73,17 +84,20 @@ class News:
 
 
 def news(old: Status, new: Status) -> list[News]:
-    """What happened between two reports: readiness and health that turned, decisions about replicas."""
+    """What happened between two reports: what turned, decisions about the policy and about replicas."""
     found: list[News] = []
-    for kind, good in (("Ready", "True"), ("Degraded", "False")):
+    for kind, good in TOLD:
         before, after = old.condition(kind), new.condition(kind)
-        if after is None or (before is None and after.status == good and kind == "Degraded"):
+        if after is None or (before is None and after.status == good and kind != "Ready"):
             continue
         if any(after.reason == told.reason for told in found):  # readiness names the same problem
             continue
         if before is None or (before.status, before.reason) != (after.status, after.reason):
             expected = after.status == good or (before is None and after.reason == "NoReplicaReady")
             found.append(News("Normal" if expected else "Warning", after.reason, after.message))
+    before_policy, policy = old.policy or ReportedPolicy(), new.policy
+    if policy is not None and 0 != before_policy.generation != policy.generation:  # the first one is no news
+        found.append(News("Normal", "PolicyChanged", f"generation {policy.generation}: {policy.reason}"))
     known = {(record.time, record.to_replicas) for record in old.scaling_history}
     found += [
         News(

@@ -24,7 +24,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Pod:
-    """One pod of a SmartSpec. `admin_url` is where its admin port answers; None before it has an address.
+    """One pod of a SmartSpec. `admin_url` is where its admin port answers; None before it has an address, `node` before
+    it has a place.
 
     `since` is when it was made or last became ready or unready: how long a pending one has been waited for.
     """
@@ -35,6 +36,7 @@ class Pod:
     terminating: bool = False
     admin_url: str | None = None
     problem: Problem | None = None
+    node: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,22 @@ class Observation:
     """Everything one reconcile knows.
 
     `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now (None: there
-    is none), `model_source` the model it was made for, `rolling` whether it replaces pods. `admin_key_version` changes
-    with the Secret's content and says nothing of it; None when the Secret does not exist.
+    is none), `model_source` the model it was made for, `rolling` whether it replaces pods, `problem` why pods cannot be
+    made at all. `shared_cache` is False where the cache's claim can be used on one node only. `admin_key_version`
+    changes with the Secret's content and says nothing of it; None when the Secret does not exist. `integrations` are
+    children of optional kinds, `known_kinds` those of these kinds that the cluster has.
     """
 
     replicas: tuple[Replica, ...] = ()
     service: Manifest | None = None
     deployed_replicas: int | None = None
     rolling: bool = False
+    problem: Problem | None = None
+    shared_cache: bool = True
     admin_key_version: str | None = None
     model_source: str | None = None
+    integrations: tuple[Manifest, ...] = ()
+    known_kinds: frozenset[str] = frozenset()
     history: History = History()
 
     @property
@@ -176,9 +184,11 @@ class Timing:
     tick_seconds: float = 2.0
     tuning_seconds: float = 5.0
     scaling_seconds: float = 15.0
-    pending_timeout_seconds: float = 300.0
+    pending_timeout_seconds: float = 600.0
     problem_timeout_seconds: float = 120.0
-    """How long a pod may stay pending, and how long one that names a problem, before it is given up."""
+    loading_timeout_seconds: float = 3600.0
+    """How long a pod may stay pending, how long one that names a problem, and how long one that says that it loads,
+    before it is given up: weights can be hundreds of gigabytes."""
     retry_seconds: float = 300.0
     drain_timeout_seconds: float = 300.0
 

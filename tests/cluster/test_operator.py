@@ -137,26 +137,6 @@ async def test_an_invalid_edit_changes_nothing_that_runs(user: User, kubelet: Ku
     await deployed(user, kubelet, 2)
 
 
-async def test_drift_is_repaired(user: User, kubelet: Kubelet) -> None:
-    """What is deleted or edited behind the operator's back comes back as it was."""
-    await user.apply(slo={"tpotSeconds": 0.05})
-    await deployed(user, kubelet)
-    await user.kubectl("delete", "service", "demo")
-    await user.kubectl("set", "image", "deployment/demo", "smartspec=evil:1")
-    await user.kubectl("patch", "configmap", "demo-policy", "--type=merge", "-p", '{"data": {"policy.json": "{}"}}')
-
-    async def repaired() -> bool:
-        assert await user.api.get("Service", user.namespace, "demo") is not None
-        deployment = await user.get("Deployment")
-        image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
-        assert image == "smartspec/runtime:latest"
-        policy = (await user.get("ConfigMap", "demo-policy"))["data"]["policy.json"]
-        assert "0.05" in policy
-        return True
-
-    await eventually(repaired)
-
-
 async def test_what_others_own_is_left_alone(user: User, kubelet: Kubelet) -> None:
     """A Service of the same name is a conflict that is told, not something to take over."""
     await user.kubectl("create", "service", "clusterip", "demo", "--tcp=80:80")

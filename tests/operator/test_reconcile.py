@@ -10,11 +10,12 @@ import pytest
 from fleets import NOW, load
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings, decode_settings
+from smartspec_operator.cluster import NotOursError
 from smartspec_operator.observe import read_pod
 from smartspec_operator.reconcile import reconcile
 from smartspec_operator.reported import Status
 from smartspec_operator.resource import POLICY_FILE, InvalidSpecError, Manifest, SmartSpec, parse
-from smartspec_operator.world import Due, Failure, Pod, Problem, Timing
+from smartspec_operator.world import Due, Failure, Pod, Timing
 
 
 class MemoryCluster:
@@ -23,6 +24,8 @@ class MemoryCluster:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.applied: list[str] = []
+        self.known: set[str] = set()
+        self.refused: set[str] = set()
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object."""
@@ -31,6 +34,19 @@ class MemoryCluster:
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
         """All of a kind."""
         return [live for (of, _), live in self.objects.items() if of == kind]
+
+    async def knows(self, kind: str) -> bool:
+        """Only Kubernetes' own."""
+        return kind in self.known
+
+    async def check(self, manifest: Manifest) -> None:
+        """Refuse what is in `refused`."""
+        if manifest["kind"] in self.refused:
+            raise NotOursError(f"{manifest['kind']} is not ours")
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Remove it."""
+        del self.objects[manifest["kind"], manifest["metadata"]["name"]]
 
     async def apply(self, manifest: Manifest) -> None:
         """Keep it, encoded as the API server does it for Secrets; nothing when it is so already."""
@@ -133,6 +149,26 @@ def test_the_policy_goes_to_whoever_runs_an_older_one() -> None:
     assert [(name, settings.generation) for name, settings in replicas.pushed] == [("old", kept.generation)]
 
 
+def test_what_is_refused_leaves_nothing_half_built() -> None:
+    """One child that cannot be keeps all others from being made, the key included."""
+    cluster = MemoryCluster()
+    cluster.refused = {"Deployment"}
+    with pytest.raises(NotOursError):
+        run(cluster)
+    assert cluster.applied == []
+
+
+def test_a_replica_that_loads_is_not_told() -> None:
+    """It has read the ConfigMap, and has no engine that could take a policy: it would answer 503 every time."""
+    cluster = MemoryCluster()
+    run(cluster, replicas=2)
+    for name in ("loading", "draining"):
+        cluster.add_pod(name)
+    replicas = MemoryReplicas(loading=load(state="loading"), draining=load(state="draining"))
+    run(cluster, replicas, replicas=2)
+    assert replicas.pushed == []
+
+
 def test_victims_are_marked_and_drained_once() -> None:
     """Fewer replicas: the idle one drains, its pod is marked, and the Deployment waits for it."""
     cluster = MemoryCluster()
@@ -154,42 +190,6 @@ POD: dict[str, Any] = {
     "metadata": {"name": "p", "creationTimestamp": "2026-03-01T11:00:00Z"},
     "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 8000}]}]},
 }
-
-
-@pytest.mark.parametrize(
-    ("status", "problem"),
-    [
-        ({}, None),
-        ({"containerStatuses": [{"state": {"running": {}}}]}, None),
-        ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None),
-        (
-            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]},
-            Problem("ImagePullBackOff", "no such image"),
-        ),
-        (
-            {
-                "containerStatuses": [
-                    {
-                        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
-                        "lastState": {"terminated": {"message": "error: no weights\n"}},
-                    }
-                ]
-            },
-            Problem("CrashLoopBackOff", "error: no weights"),
-        ),
-        (
-            {
-                "conditions": [
-                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
-                ]
-            },
-            Problem("Unschedulable", "no GPU"),
-        ),
-    ],
-)
-def test_a_pods_problem_is_in_its_own_words(status: dict[str, Any], problem: Problem | None) -> None:
-    """What stands in the way is raised from the pod; what is merely on its way is none."""
-    assert read_pod({**POD, "status": status}).problem == problem
 
 
 @pytest.mark.parametrize(

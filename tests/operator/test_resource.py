@@ -17,6 +17,7 @@ VERSION = CRD["spec"]["versions"][0]
 SCHEMA: dict[str, Any] = VERSION["schema"]["openAPIV3Schema"]
 BOUNDS = {
     "minimum": "minimum", "maximum": "maximum", "minLength": "minLength", "maxLength": "maxLength", "enum": "enum",
+    "pattern": "pattern",
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def crd_fields(part: str) -> dict[str, dict[str, Any]]:
         for name in ("imagePullSecrets", "resources", "nodeSelector", "tolerations", "affinity", "env", "volumes",
                      "volumeMounts", "annotations")
     )  # fmt: skip
+    passed += (".integrations.podMonitor.labels",)
     return {path: s for path, s in found.items() if not any(path.startswith(p) and path != p for p in passed)}
 
 

@@ -1,24 +1,27 @@
 """Rules over several fields: one table of cases, run against the operator and against the CRD's own CEL rules."""
 
 import copy
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import celpy
+import jsonschema
 import msgspec
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from smartspec_operator.resource import Spec
+from smartspec_operator.resource import InvalidSpecError, Spec, parse
 from smartspec_operator.rules import violations
+from spec_cases import DRAFT, MODEL, Case, of
 
 CRD = yaml.safe_load((Path(__file__).parents[2] / "crds/smartspec.io_smartspecs.yaml").read_text())
 SCHEMA: dict[str, Any] = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 SPEC = SCHEMA["properties"]["spec"]
-MODEL = {"model": {"source": "org/model"}}
-DRAFT = {"source": "org/draft"}
 
 VALID: list[dict[str, Any]] = [
     {},
@@ -32,16 +35,7 @@ VALID: list[dict[str, Any]] = [
     {"storage": {"cache": {"sizeLimit": "1Gi"}}},
     {"template": {"volumes": [{"name": "models"}], "env": [{"name": "X", "value": "1"}]}},
 ]
-INVALID: list[tuple[str, dict[str, Any]]] = [
-    ("spec.speculation.draft: is required", {"speculation": {"method": "DraftModel"}}),
-    ("spec.speculation.draft: method PromptLookup", {"speculation": {"method": "PromptLookup", "draft": DRAFT}}),
-    ("spec.autoscaling.minReplicas: must not exceed", {"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}),
-    ("spec.server.maxNumBatchedTokens: must be at least", {"server": {"maxNumSeqs": 64, "maxNumBatchedTokens": 63}}),
-    ("spec.server.maxNumBatchedTokens: must be at least", {"server": {"maxNumSeqs": 4000}}),
-    ("spec.storage.cache: sizeLimit and", {"storage": {"cache": {"sizeLimit": "1Gi", "claimName": "x"}}}),
-    ("spec.template.volumes: the names", {"template": {"volumes": [{"name": "models"}, {"name": "tmp"}]}}),
-    ("spec.template.env: keys come", {"template": {"env": [{"name": "SMARTSPEC_API_KEY", "value": "secret"}]}}),
-]
+INVALID = [(case.says, case.spec) for case in of("rule")]
 
 
 def by_operator(spec: dict[str, Any], old: dict[str, Any] | None = None) -> list[str]:
@@ -67,19 +61,41 @@ def _defaulted(schema: dict[str, Any], value: Any) -> Any:
     return filled
 
 
+@functools.cache
+def _program(rule: str) -> celpy.Runner:
+    """The rule, compiled: where that fails, so would the installation of the CRD."""
+    environment = celpy.Environment()
+    return environment.program(environment.compile(rule))
+
+
 def _broken(schema: dict[str, Any], value: Any, old: Any, path: str) -> Iterator[str]:
     for rule in schema.get("x-kubernetes-validations", ()):
-        environment = celpy.Environment()
         if "oldSelf" in rule["rule"] and old is None:
             continue  # a transition rule does not run on creation
         names = {"self": celpy.json_to_cel(value)} | ({"oldSelf": celpy.json_to_cel(old)} if old is not None else {})
-        if not environment.program(environment.compile(rule["rule"])).evaluate(names):
+        if not _program(rule["rule"]).evaluate(names):
             inner, _, message = rule["message"].rpartition(": ")
             yield f"{path}.{inner}: {message}" if inner else f"{path}: {message}"
     for name, inner_schema in schema.get("properties", {}).items():
         if isinstance(value, dict) and name in value:
             before = old.get(name) if isinstance(old, dict) else None
             yield from _broken(inner_schema, value[name], before, f"{path}.{name}")
+    for element in value if isinstance(value, list) else ():
+        yield from _broken(schema.get("items", {}), element, None, f"{path}[]")
+
+
+def _ruled(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Every rule, with the schema that it stands on and its path."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        yield path, schema, rule
+    for name, inner in schema.get("properties", {}).items():
+        yield from _ruled(inner, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(inner := schema.get(key), dict):
+            yield from _ruled(inner, f"{path}[]")
+
+
+RULES = list(_ruled(SCHEMA, ""))
 
 
 @pytest.mark.parametrize("more", VALID)
@@ -93,7 +109,35 @@ def test_broken_rules_are_told_alike(message: str, more: dict[str, Any]) -> None
     """Both sides refuse with the same words, the field first."""
     told = by_operator({**MODEL, **more})
     assert told == by_crd({**MODEL, **more})
-    assert [text.startswith(message) for text in told] == [True]
+    assert [text.startswith(f"{message}: ") for text in told] == [True]
+
+
+@pytest.mark.parametrize("case", of("operator"), ids=lambda case: case.name)
+def test_what_cel_cannot_see_the_operator_refuses(case: Case) -> None:
+    """Fields that are passed through unread are none that a rule of the CRD could name."""
+    told = by_operator(case.body["spec"])
+    assert [text.startswith(f"{case.says}: ") for text in told] == [True]
+    assert by_crd(case.body["spec"]) == []
+
+
+@pytest.mark.parametrize("case", of("schema"), ids=lambda case: case.name)
+def test_what_the_schema_refuses_the_operator_refuses(case: Case) -> None:
+    """The same bounds on both sides, and the operator names the field; lists inside pods are the API server's own."""
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(case.body, SCHEMA, cls=jsonschema.Draft4Validator)
+    if case.says == "spec.template.env":
+        return
+    where, _, field = case.says.rpartition(".")
+    assert told(case).startswith((f"{case.says}: ", f"{where}: object missing required field `{field}`"))
+
+
+def told(case: Case) -> str:
+    """What the operator says of a case."""
+    try:
+        parsed = parse(case.body)
+    except InvalidSpecError as error:
+        return str(error)
+    return "; ".join(violations(parsed.name, parsed.spec))
 
 
 def test_the_model_cannot_be_changed() -> None:
@@ -105,11 +149,67 @@ def test_the_model_cannot_be_changed() -> None:
 
 
 def test_every_rule_of_the_crd_has_a_case() -> None:
-    """A rule without a case might never compile."""
-    rules = set(re.findall(r"message: (.*)", yaml.safe_dump(CRD, width=1000)))
+    """Each is broken by a case of the table, and kept by another that gives it something to look at."""
     told = {text for _, more in INVALID for text in by_crd({**MODEL, **more})}
     told |= set(by_crd({"model": {"source": "b"}}, {"model": {"source": "a"}}))
-    assert len(told) == len(rules)
+    assert len(told) == len(RULES)
+
+
+@pytest.mark.parametrize(("path", "schema", "rule"), RULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_rule_is_one_that_an_api_server_takes(path: str, schema: dict[str, Any], rule: dict[str, str]) -> None:
+    """It compiles; every field it reads is declared, and there when it is read; its message is one line of words.
+
+    An API server checks types when the CRD is installed, where the library used here reads any field of anything.
+    """
+    _program(rule["rule"])
+    fields = re.findall(r"\bself\.(\w+)\b(?!\()", rule["rule"])
+    for field in fields:
+        assert field in schema["properties"], path
+        there = field in schema.get("required", ()) or "default" in schema["properties"][field]
+        assert there or f"has(self.{field})" in rule["rule"], f"{path}: {field} may be absent"
+    for field in re.findall(r"\bv\.(\w+)", rule["rule"]):
+        assert field in schema["items"]["required"], path
+    assert rule["message"]
+    assert "\n" not in rule["message"]
+    if "oldSelf" in rule["rule"]:
+        assert "[]" not in path, "elements of lists have no old selves"
+
+
+def pick(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with any of *fields*."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+def named(*names: str) -> st.SearchStrategy[list[dict[str, Any]]]:
+    """Lists of objects with these names, each once at most."""
+    objects = st.sampled_from(names).map(lambda name: {"name": name})
+    return st.lists(objects, max_size=3, unique_by=lambda value: value["name"])
+
+
+ALL_METHODS = ("Auto", "DraftModel", "PromptLookup", "Off")
+SPECS = pick(
+    speculation=pick(method=st.sampled_from(ALL_METHODS), draft=st.just(DRAFT)),
+    autoscaling=st.fixed_dictionaries({"maxReplicas": st.integers(1, 4)}, optional={"minReplicas": st.integers(1, 4)}),
+    server=pick(
+        maxNumSeqs=st.sampled_from([1, 63, 64, 2048, 4096]), maxNumBatchedTokens=st.sampled_from([1, 64, 2047])
+    ),
+    storage=pick(cache=pick(sizeLimit=st.just("1Gi"), claimName=st.just("claim"), size=st.just("2Gi"))),
+    template=pick(
+        volumes=named("models", "cache", "tmp", "policy"),
+        env=named("X", "SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"),
+    ),
+)
+
+
+SOURCES = st.sampled_from(["org/model", "org/other", "org/../model"])
+
+
+@given(more=SPECS, source=SOURCES, running=st.sampled_from([None, "org/model"]))
+def test_the_two_sides_never_differ(more: dict[str, Any], source: str, running: str | None) -> None:
+    """Over all combinations of what the rules look at, both say the same of the same spec."""
+    spec = {"model": {"source": source}, **more}
+    old = None if running is None else {"model": {"source": running}}
+    assert sorted(by_operator(spec, old)) == sorted(by_crd(spec, old))
 
 
 @pytest.mark.parametrize(("name", "good"), [("demo-1", True), ("1demo", False), ("a" * 51, False), ("De", False)])

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from fleets import NOW, history, later, linear_priors, load, pending, policy, replica, seen, smartspec
+from fleets import NOW, histogram, history, later, linear_priors, load, pending, policy, replica, seen, smartspec
+from smartspec.policy.capacity import RequestLengths, operating_point
 from smartspec_operator import scaling
 from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.world import (
@@ -205,15 +207,35 @@ def test_between_decisions_a_drain_is_carried_on() -> None:
     assert kept.recommendations == long_at(1).recommendations
 
 
+ASKED = ScalingRecord(
+    time=timestamp(later(-90)), from_replicas=1, to_replicas=2, reason="Demand", predicted_tokens_per_second=940.0
+)
+
+
+def measured(world: Observation, asked: ScalingRecord = ASKED) -> float | None:
+    """What is measured for a decision of 90 seconds ago."""
+    decision = decide(world, history(asked, recommendations=(Recommendation(later(-90), 2),)))
+    return decision.history[0].measured_tokens_per_second
+
+
 def test_a_record_learns_what_its_replicas_really_made() -> None:
     """The prediction stands beside the measurement, written once, when the replicas that were added serve."""
-    asked = ScalingRecord(
-        time=timestamp(later(-90)), from_replicas=1, to_replicas=2, reason="Demand", predicted_tokens_per_second=940.0
-    )
-    decision = decide(fleet(2, 640.0), history(asked, recommendations=(Recommendation(later(-90), 2),)))
-    assert decision.history[-1].measured_tokens_per_second == 640.0
-    again = decide(fleet(2, 700.0), history(*decision.history, recommendations=decision.recommendations))
-    assert again.history == decision.history
+    saturated = fleet(2, 640.0, num_requests_running=64, num_requests_waiting=9)
+    assert measured(saturated) == 640.0
+    known = msgspec.structs.replace(ASKED, measured_tokens_per_second=700.0)
+    assert measured(saturated, known) == 700.0
+    assert measured(fleet(1, 640.0)) is None, "not all have come"
+
+
+def test_replicas_with_little_to_do_show_their_capacity_in_proportion() -> None:
+    """What the model expects of few requests, they make: then its prediction for many stands as well."""
+    priors = PRIORS
+    half = operating_point(priors, RequestLengths(50.0, 100.0), 8, max_prefill_tokens=2048)
+    report = {"tpot": histogram(*[half.tpot_seconds] * 200), "num_requests_running": 8}
+    as_expected = measured(fleet(2, half.tokens_per_second, **report))
+    assert as_expected == pytest.approx(940.0, rel=0.25)  # the histogram's buckets are wide
+    slower = measured(fleet(2, half.tokens_per_second / 2, **report | {"tpot": load().tpot}))
+    assert slower == pytest.approx(470.0, rel=0.05)
 
 
 def test_an_unchanged_world_gives_an_equal_decision() -> None:

@@ -1,0 +1,222 @@
+"""A `Cluster` over the Kubernetes API that reads each kind once per tick, and writes only what differs."""
+
+import asyncio
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from smartspec_operator.cluster import NotOursError, controller_of
+from smartspec_operator.kube import Api
+from smartspec_operator.resource import FIELD_MANAGER, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
+
+SECRET_SECONDS = 15.0
+"""How long a Secret that was read is trusted: it changes rarely, and is read by name, one request each."""
+MISSING_SECONDS = 5.0
+"""The same for one that was not there: somebody is about to make it."""
+DISCOVERY_SECONDS = 60.0
+"""How long an answer about which kinds there are is trusted."""
+
+Key = tuple[str, str, str]
+"""An object: kind, namespace, name."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was applied (`wish`, a digest), and what the server made of it."""
+
+    wish: bytes
+    version: str
+    substance: bytes
+
+    def holds(self, wish: bytes, live: Manifest) -> bool:
+        """Whether *live* is still what came of applying the same."""
+        return self.wish == wish and (self.version == _version(live) or self.substance == _substance(live))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A wish that was tried out: the live object then, and what the server would make of it."""
+
+    wish: bytes
+    live: Manifest | None
+    tried: Manifest
+
+
+class KubernetesCluster:
+    """What outlives a tick: which objects are known to agree with what was applied, and the Secrets read lately.
+
+    Only a cache: a new process tries every child once, and finds that they agree already.
+    """
+
+    def __init__(self, api: Api, namespace: str | None) -> None:
+        self.api = api
+        self.namespace = namespace
+        self._agreed: dict[Key, Agreement] = {}
+        self._secrets: dict[tuple[str, str], tuple[float, Manifest | None]] = {}
+        self._kinds: dict[str, tuple[float, bool]] = {}
+
+    def snapshot(self) -> "Snapshot":
+        """A `Cluster` that reads each kind at most once, for all resources together."""
+        return Snapshot(self)
+
+    async def knows(self, kind: str) -> bool:
+        """Whether the server has *kind*, as of `DISCOVERY_SECONDS` ago or less."""
+        asked, known = self._kinds.get(kind, (0.0, False))
+        if kind not in self._kinds or time.monotonic() - asked > DISCOVERY_SECONDS:
+            known = await self.api.knows(kind)
+            self._kinds[kind] = (time.monotonic(), known)
+        return known
+
+    async def secret(self, namespace: str, name: str) -> Manifest | None:
+        """A Secret by name, at most `SECRET_SECONDS` old."""
+        if (held := self._secrets.get((namespace, name))) is not None:
+            read, known = held
+            if time.monotonic() - read < (MISSING_SECONDS if known is None else SECRET_SECONDS):
+                return known
+        live = await self.api.get("Secret", namespace, name)
+        self._secrets[namespace, name] = (time.monotonic(), live)
+        return live
+
+    async def check(self, manifest: Manifest, live: Manifest | None) -> Checked | None:
+        """Try *manifest* out where *live* is not known to agree with it: None where it is.
+
+        Raises `NotOursError`, and what the server would refuse.
+        """
+        key, wish = _key(manifest), _digest(manifest)
+        agreement = self._agreed.get(key)
+        if live is not None and agreement is not None and agreement.holds(wish, live):
+            return None
+        # Listed by label: an object that somebody else made under the same name shows only when asked for by name.
+        found = await self.api.get(*key)
+        if found is not None and controller_of(found) != controller_of(manifest):
+            raise NotOursError(f"{key[0]} {key[2]} exists and is not controlled by this SmartSpec")
+        # An apply that changes nothing may still be a write (of who manages which field): ask before it.
+        return Checked(wish, found, await self.api.apply(manifest, dry_run=True))
+
+    async def apply(self, manifest: Manifest, checked: Checked) -> bool:
+        """Write what was tried out, where it changes something; whether others had undone what was agreed before."""
+        key, applied = _key(manifest), checked.tried
+        before, undone = self._agreed.get(key), False
+        if checked.live is None or _substance(applied) != _substance(checked.live):
+            undone = before is not None and before.wish == checked.wish
+            applied = await self.api.apply(manifest)
+        self._agreed[key] = Agreement(checked.wish, _version(applied), _substance(applied))
+        if key[0] == "Secret":
+            self._secrets[key[1], key[2]] = (time.monotonic(), applied)
+        return undone
+
+    async def mark(self, manifest: Manifest, live: Manifest | None) -> None:
+        """Annotate an object that is not ours to apply; nothing when it says so already, or is gone."""
+        metadata = manifest["metadata"]
+        annotations = metadata["annotations"]
+        if live is None or annotations.items() <= (live["metadata"].get("annotations") or {}).items():
+            return
+        patch = {"metadata": {"annotations": annotations}}
+        await self.api.patch(manifest["kind"], metadata["namespace"], metadata["name"], patch)
+
+
+@dataclass
+class _Listed:
+    """All objects of a kind, by name and by instance: hundreds of resources look into the same list."""
+
+    by_name: dict[tuple[str, str], Manifest] = field(default_factory=dict)
+    by_instance: defaultdict[tuple[str, str | None], list[Manifest]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Snapshot:
+    """One moment of the cluster; a `Cluster`. However many resources there are, each kind costs one request.
+
+    `repaired` are children that others had edited or deleted, and that were written again.
+    """
+
+    def __init__(self, cluster: KubernetesCluster) -> None:
+        self.started = time.monotonic()
+        self.repaired: list[Manifest] = []
+        self._cluster = cluster
+        self._lists: dict[str, asyncio.Task[_Listed]] = {}
+        self._checked: dict[Key, tuple[Manifest, Checked | None]] = {}
+
+    async def knows(self, kind: str) -> bool:
+        """Whether the server has *kind*."""
+        return await self._cluster.knows(kind)
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object as it was when its kind was first asked for; one that has lost its labels is asked for by name."""
+        if kind == "Secret":
+            return await self._cluster.secret(namespace, name)
+        live = (await self._all(kind)).by_name.get((namespace, name))
+        return live if live is not None else await self._cluster.api.get(kind, namespace, name)
+
+    async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
+        """The same for all with *labels*."""
+        listed = await self._all(kind)
+        return [
+            live
+            for live in listed.by_instance.get((namespace, labels.get(LABEL_INSTANCE)), ())
+            if labels.items() <= (live["metadata"].get("labels") or {}).items()
+        ]
+
+    async def check(self, manifest: Manifest) -> None:
+        """Try *manifest* out where the moment does not show it written."""
+        if "ownerReferences" not in manifest["metadata"]:
+            return
+        self._checked[_key(manifest)] = manifest, await self._cluster.check(manifest, await self._listed(manifest))
+
+    async def apply(self, manifest: Manifest) -> None:
+        """Write *manifest* where the moment does not show it written."""
+        if "ownerReferences" not in manifest["metadata"]:
+            await self._cluster.mark(manifest, await self._listed(manifest))
+            return
+        wish, checked = self._checked.pop(_key(manifest), (None, None))
+        if wish is not manifest:
+            checked = await self._cluster.check(manifest, await self._listed(manifest))
+        if checked is not None and await self._cluster.apply(manifest, checked):
+            self.repaired.append(manifest)
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Remove this very object."""
+        metadata = manifest["metadata"]
+        await self._cluster.api.delete(manifest["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+
+    async def _listed(self, manifest: Manifest) -> Manifest | None:
+        """The object as its kind's list has it."""
+        kind, namespace, name = _key(manifest)
+        return None if kind == "Secret" else (await self._all(kind)).by_name.get((namespace, name))
+
+    async def _all(self, kind: str) -> _Listed:
+        if kind not in self._lists:
+            self._lists[kind] = asyncio.create_task(self._read(kind))
+        return await asyncio.shield(self._lists[kind])
+
+    async def _read(self, kind: str) -> _Listed:
+        selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
+        found = _Listed()
+        for live in await self._cluster.api.list(kind, self._cluster.namespace, selector):
+            metadata = live["metadata"]
+            found.by_name[metadata["namespace"], metadata["name"]] = live
+            found.by_instance[metadata["namespace"], metadata["labels"].get(LABEL_INSTANCE)].append(live)
+        return found
+
+
+def _key(manifest: Manifest) -> Key:
+    metadata = manifest["metadata"]
+    return (manifest["kind"], metadata["namespace"], metadata["name"])
+
+
+def _version(live: Manifest) -> str:
+    return str(live["metadata"].get("resourceVersion", ""))
+
+
+def _substance(live: Manifest) -> bytes:
+    """What tells whether someone changed the object: all but its status and what the server counts."""
+    counted = ("resourceVersion", "managedFields", "generation")
+    metadata = {key: value for key, value in live["metadata"].items() if key not in counted}
+    return _digest({**{key: value for key, value in live.items() if key != "status"}, "metadata": metadata})
+
+
+def _digest(value: Manifest) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
