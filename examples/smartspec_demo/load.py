@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ class Clients:
         self, session: ClientSession, url: URL, model: str, prompts: Sequence[str], *, clock: Callable[[], float]
     ) -> None:
         self.samples: list[Sample] = []
-        self.in_flight = 0
+        self.in_flight: Counter[Mode] = Counter()
         self._session = session
         self._url = url / "v1/completions"
         self._model = model
@@ -78,47 +79,40 @@ class Clients:
             "speculation": SPECULATION[mode],
         }
         started = self._clock()
-        self.in_flight += 1
+        self.in_flight[mode] += 1
         try:
             sample = await self._send(body, Sample(phase, mode, started, 0.0))
         except (ClientError, TimeoutError, ValueError) as error:
             what = str(error) or type(error).__name__
             sample = Sample(phase, mode, started, self._clock() - started, error=what)
         finally:
-            self.in_flight -= 1
+            self.in_flight[mode] -= 1
         self.samples.append(sample)
         if sample.error:
             await asyncio.sleep(ERROR_PAUSE_SECONDS)
         return sample
 
-    async def in_turn(self, prompts: Iterable[str], *, phase: str, mode: Mode, max_tokens: int) -> None:
-        """One after the other."""
-        for prompt in prompts:
-            await self.complete(prompt, phase=phase, mode=mode, max_tokens=max_tokens)
-
-    async def burst(
-        self, prompts: Iterable[str], *, phase: str, mode: Mode, max_tokens: int, concurrency: int
-    ) -> float:
-        """All of *prompts*, at most *concurrency* at once; returns how many seconds they took together."""
-        left = iter(prompts)
-        started = self._clock()
-        await asyncio.gather(
-            *(self.in_turn(left, phase=phase, mode=mode, max_tokens=max_tokens) for _ in range(concurrency))
-        )
-        return self._clock() - started
-
     async def keep_up(
-        self, concurrency: int, until: asyncio.Event, *, phase: str, max_tokens: int, pause: float = 0.0
+        self,
+        concurrency: int,
+        until: asyncio.Event,
+        *,
+        phase: str,
+        max_tokens: int | Sequence[int],
+        pause: float = 0.0,
+        mode: Callable[[], Mode] = lambda: "request",
     ) -> None:
-        """*concurrency* clients, each sending its next request *pause* seconds after its last, until the event.
+        """*concurrency* clients, each sending its next request, in the *mode* of that moment, *pause* seconds after its
+        last, until the event. Several *max_tokens* take turns, so that clients do not march in step.
 
         What is in flight at that moment is finished.
         """
         prompts = self.prompts()
+        lengths = itertools.cycle([max_tokens] if isinstance(max_tokens, int) else max_tokens)
 
         async def client() -> None:
             while not until.is_set():
-                await self.complete(next(prompts), phase=phase, mode="request", max_tokens=max_tokens)
+                await self.complete(next(prompts), phase=phase, mode=mode(), max_tokens=next(lengths))
                 if pause:
                     await asyncio.sleep(pause)
 

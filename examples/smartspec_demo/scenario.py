@@ -5,8 +5,7 @@ that whatever else the machine does weighs on both alike.
 """
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -34,13 +33,15 @@ class Script:
     flood_min_seconds: float = 15.0
     flood_max_seconds: float = 70.0
     flood_settle: float = 4.0
-    burst_rounds: int = 3
-    burst_tokens: int = 24
-    burst_max_seconds: float = 85.0
+    slice_rounds: int = 3
+    slice_tokens: tuple[int, ...] = (16, 20, 24, 28, 32)
+    slice_seconds: float = 6.0
+    slice_max_settle: float = 10.0
+    compare_max_seconds: float = 95.0
     calm_max_seconds: float = 60.0
     calm_pause: float = 1.0
     calm_settle: float = 3.0
-    max_seconds: float = 228.0
+    max_seconds: float = 240.0
 
 
 MODES: tuple[Mode, ...] = ("off", "request", "fixed")
@@ -60,14 +61,14 @@ class Phase:
 class Course:
     """What the scenario measured itself; requests are in the clients' samples, seconds in the monitor's snapshots.
 
-    `idle` adds up what replicas counted during idle requests under `request`. `bursts` holds, by mode, the tokens kept
-    per second of each burst while it flooded the replicas.
+    `idle` adds up what replicas counted during idle requests under `request`. `slices` holds, by mode, the tokens kept
+    per second of each slice of the flood; the slices of one round stand at the same place.
     """
 
     phases: list[Phase] = field(default_factory=list)
     idle: Counters = field(default_factory=Counters)
     flood: Counters = field(default_factory=Counters)
-    bursts: dict[Mode, list[float]] = field(default_factory=lambda: {mode: [] for mode in MODES})
+    slices: dict[Mode, list[float]] = field(default_factory=lambda: {mode: [] for mode in MODES})
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Scenario:
     script: Script
     clock: Callable[[], float]
     course: Course = field(default_factory=Course)
+    _mode: Mode = "request"
 
     async def play(self) -> Course:
         """All phases, one after the other, or as far as they come in time: the summary says what was missed."""
@@ -135,41 +137,39 @@ class Scenario:
             self.course.flood += await self.monitor.total() - before
 
     async def _compare(self) -> None:
-        """The same prompts in each mode, in turn, each mode going first in one round."""
-        script, prompts = self.script, self.clients.prompts()
-        started = self.clock()
-        for turn in range(script.burst_rounds):
-            if turn and (self.clock() - started) * (turn + 1) / turn > script.burst_max_seconds:
-                break
-            work = list(itertools.islice(prompts, 3 * script.flood_clients // 2))
-            for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
-                await self._burst(work, mode)
-
-    async def _burst(self, work: Sequence[str], mode: Mode) -> None:
-        """All of *work*; the speed counts until the last prompt is sent, for from then on places fall empty, and how
-        fast a mode ends says nothing of how it stands a flood."""
-        script, sent = self.script, asyncio.Event()
-
-        def until_sent() -> Iterator[str]:
-            yield from work
-            sent.set()
-
-        before, started = await self.monitor.total(), self.clock()
+        """One flood that never ebbs, its new requests in each mode in turn, each mode going first in one round."""
+        script, started, done = self.script, self.clock(), asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                self.clients.burst(
-                    until_sent(),
+                self.clients.keep_up(
+                    script.flood_clients,
+                    done,
                     phase="compare",
-                    mode=mode,
-                    max_tokens=script.burst_tokens,
-                    concurrency=script.flood_clients,
+                    max_tokens=script.slice_tokens,
+                    mode=lambda: self._mode,
                 )
             )
-            await sent.wait()
-            during, seconds = await self.monitor.total() - before, self.clock() - started
-        self.course.bursts[mode].append(during.kept / seconds)
+            for turn in range(script.slice_rounds):
+                if turn and (self.clock() - started) * (turn + 1) / turn > script.compare_max_seconds:
+                    break
+                speeds = {mode: await self._slice(mode) for mode in MODES[turn % 3 :] + MODES[: turn % 3]}
+                for mode, speed in speeds.items():
+                    self.course.slices[mode].append(speed)
+            done.set()
+
+    async def _slice(self, mode: Mode) -> float:
+        """Tokens kept per second when all that is in flight is of *mode*: the end of one burst and the beginning of
+        the next would say how a mode fills and empties the replicas, not how it stands a flood."""
+        script, self._mode = self.script, mode
+        await self._until(
+            lambda: self.clients.in_flight[mode] == self.clients.in_flight.total(), script.slice_max_settle
+        )
+        before, started = await self.monitor.total(), self.clock()
+        await asyncio.sleep(script.slice_seconds)
+        during, seconds = await self.monitor.total() - before, self.clock() - started
         if mode == "request":
             self.course.flood += during
+        return during.kept / seconds
 
     async def _calm(self) -> None:
         """A single client, until the second replica has gone."""

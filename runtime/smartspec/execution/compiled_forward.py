@@ -33,6 +33,8 @@ _TRACED_ROWS = 24
 
 TRIAL_ROWS = (1, 16, 64)
 _REPEATS = 6
+_ROUNDS = 4
+"""Of so many repeats at most: while other processes take cores, the fastest of a few steps says little."""
 _WORTH = 1.1
 """A compiled forward is left again when it takes longer than this times eager: noise must not decide."""
 _TOLERANCE = 0.05
@@ -86,6 +88,11 @@ class Compiled:
     eager_seconds: tuple[float, ...]
     compiled_seconds: tuple[float, ...]
 
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether steps are faster than before, or as good as."""
+        return sum(self.compiled_seconds) <= _WORTH * sum(self.eager_seconds)
+
     def __str__(self) -> str:
         times = " against ".join(
             "/".join(f"{1e3 * seconds:.3g}" for seconds in row) for row in (self.compiled_seconds, self.eager_seconds)
@@ -118,7 +125,7 @@ def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
             if not difference <= _TOLERANCE:
                 raise CompileError(f"compiled logits differ by {difference:.2g}")
         compiled = _compare(paged, trials, clock, run_eager, _unguarded(run_compiled), seconds=clock() - began)
-        if sum(compiled.compiled_seconds) > _WORTH * sum(compiled.eager_seconds):
+        if not compiled.is_worth_it:
             raise CompileError(f"compiled steps take longer: {compiled}")
     except Exception as problem:  # what dynamo and inductor raise has no base class that is public
         paged.run_by(run_eager)
@@ -177,19 +184,23 @@ def _compare(
     *,
     seconds: float,
 ) -> Compiled:
-    """The fastest of a few steps of each trial, the two ways in turn; *paged* is left on the compiled one."""
-    best: dict[Forward, list[float]] = {run_eager: [], run_compiled: []}
-    for trial in trials:
-        times: dict[Forward, list[float]] = {run_eager: [], run_compiled: []}
-        for _ in range(_REPEATS):
-            for run in (run_eager, run_compiled):
-                paged.run_by(run, least_rows=LEAST_ROWS)
-                began = clock()
-                paged.forward(trial)
-                times[run].append(clock() - began)
-        for run in times:
-            best[run].append(min(times[run]))
-    return Compiled(seconds, tuple(best[run_eager]), tuple(best[run_compiled]))
+    """The fastest of a few steps of each trial, the two ways in turn; *paged* is left on the compiled one.
+
+    As long as compiled steps look slower, there are more: somebody else's burst must not decide for the server's life.
+    """
+    best = {run: [float("inf")] * len(trials) for run in (run_eager, run_compiled)}
+    for _ in range(_ROUNDS):
+        for index, trial in enumerate(trials):
+            for _ in range(_REPEATS):
+                for run, fastest in best.items():
+                    paged.run_by(run, least_rows=LEAST_ROWS)
+                    began = clock()
+                    paged.forward(trial)
+                    fastest[index] = min(fastest[index], clock() - began)
+        compiled = Compiled(seconds, tuple(best[run_eager]), tuple(best[run_compiled]))
+        if compiled.is_worth_it:
+            break
+    return compiled
 
 
 def _cache_directory() -> Path:
