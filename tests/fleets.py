@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smartspec.metrics import LATENCY_BUCKETS_SECONDS, Histogram
-from smartspec.policy.latency import LatencyModel
 from smartspec.policy.load import LoadReport, RequestShape, SpeculationReport
+from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.settings import AcceptancePrior, PolicySettings, Priors
 from smartspec.policy.types import StepFeatures, StepSeconds
 from smartspec_operator.reported import ScalingRecord
@@ -104,7 +104,7 @@ def linear_priors(
     *, step_seconds: float = 0.02, token_seconds: float = 0.0005, rates: Mapping[str, tuple[float, ...]] | None = None
 ) -> Priors:
     """What a replica has learned whose steps take *step_seconds* and *token_seconds* more for each token."""
-    model = LatencyModel()
+    model = OnlineLatencyModel()
     for repeat in range(8):
         for requests in (1, 2, 4, 8, 16, 32, 64, 128):
             tokens = requests + (0, 32, 128)[repeat % 3]

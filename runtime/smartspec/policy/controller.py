@@ -8,11 +8,13 @@ import numpy as np
 
 from smartspec.policy import uniform
 from smartspec.policy.acceptance import AcceptanceModel
-from smartspec.policy.batch_arrays import choices_of, costs_of, features_of, problem_of
+from smartspec.policy.batch_arrays import Columns, choices_of, columns_of, plain_features, problem_of
+from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import LINE, Regressors
-from smartspec.policy.goodput import Ints, Plan, optimise
-from smartspec.policy.latency import LatencyModel
+from smartspec.policy.goodput import Plan, optimise
+from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.probing import Prober
+from smartspec.policy.regression import Ints
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.slo import HEADROOM, TpotGuard
 from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
@@ -34,8 +36,8 @@ class SpeculationPolicy:
     def __init__(self, settings: PolicySettings, *, key: str, token_buckets: tuple[int, ...] = ()) -> None:
         self._key = key
         self._acceptance = AcceptanceModel()
-        self._latency = LatencyModel(Regressors(buckets=token_buckets))
-        self._line = LatencyModel(Regressors(knots=LINE))
+        self._latency = OnlineLatencyModel(Regressors(buckets=token_buckets))
+        self._line = OnlineLatencyModel(Regressors(knots=LINE))
         self._guard = TpotGuard()
         self._prober = Prober()
         self._drafting = True
@@ -67,46 +69,58 @@ class SpeculationPolicy:
     def decide(self, batch: BatchState) -> Decision:
         """What each request should speculate in the coming step."""
         num = len(batch.candidates)
-        baseline = self._latency.predict(features_of(batch, None)).total if num or batch.prefill_tokens else 0.0
         ceiling = self._settings.max_speculative_tokens
         forced = self._forced(batch)
-        if not ceiling or batch.max_nodes <= 0 or not forced.any():
+        if not ceiling or batch.max_nodes <= 0 or not any(forced):
+            baseline = self._latency.predict(plain_features(batch)).total if num or batch.prefill_tokens else 0.0
             reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
             return Decision({}, baseline, num, baseline, num, reason=reason)
-        plan, probe = self._plan(batch, forced, ceiling)
-        seconds = self._latency.predict(features_of(batch, plan)).total if plan.num_tokens.any() else baseline
-        mean_k = float(plan.num_tokens.mean())
-        tokens = plan.tokens if mean_k else float(num)
+        columns = columns_of(batch.candidates, self._acceptance)
+        context_tokens = int(columns.context.sum())
+        # As many nodes as anybody may ask the price of: all that there may be, and two for each request.
+        most_nodes = max(min(num * ceiling, batch.max_nodes), 2 * num)
+        costs = costs_of(batch, self._latency, context_tokens, most_nodes)
+        weighed = costs
+        if self._settings.policy == "batch":
+            weighed = costs_of(batch, self._line, context_tokens, most_nodes)
+        plan, probe = self._plan(batch, columns, np.array(forced, dtype=np.intp), weighed)
+        num_nodes, baseline = int(plan.num_tokens.sum()), float(costs.target[0])
+        seconds, tokens = baseline, float(num)
+        if num_nodes:
+            drafted = plan.num_tokens * plan.uses_draft
+            seconds = float(costs.target[num_nodes]) + costs.draft_seconds(drafted, columns.lag, columns.context)
+            tokens = plan.tokens
         gain = tokens * baseline / max(num * seconds, 1e-12) - 1.0
         if probe:
-            reason = f"probe, mean k {mean_k:.1f}"
-        elif (forced >= 0).all():
-            reason = f"fixed, mean k {mean_k:.1f}"
-        elif not mean_k:
+            reason = f"probe, mean k {num_nodes / num:.1f}"
+        elif min(forced) >= 0:
+            reason = f"fixed, mean k {num_nodes / num:.1f}"
+        elif not num_nodes:
             reason = "plain decoding is best"
         else:
-            reason = f"mean k {mean_k:.1f} promises {100 * gain:+.0f} % goodput"
-        return Decision(choices_of(batch, plan), seconds, tokens, baseline, float(num), probe=probe, reason=reason)
+            reason = f"mean k {num_nodes / num:.1f} promises {100 * gain:+.0f} % goodput"
+        choices = choices_of(columns.request_ids, plan)
+        return Decision(choices, seconds, tokens, baseline, float(num), probe=probe, reason=reason)
 
-    def _plan(self, batch: BatchState, forced: Ints, ceiling: int) -> tuple[Plan, bool]:
+    def _plan(self, batch: BatchState, columns: Columns, forced: Ints, costs: Costs) -> tuple[Plan, bool]:
         """The plan for a batch in which somebody may speculate, and whether it is a probe."""
         target = self._settings.tpot_target_seconds
         by_paper = self._settings.policy == "batch"
-        costs = costs_of(batch, self._line if by_paper else self._latency)
         problem = problem_of(
-            batch,
+            columns,
             self._acceptance,
             forced,
-            ceiling,
+            self._settings.max_speculative_tokens,
+            max_nodes=batch.max_nodes,
             tpot_target_seconds=None if target is None else HEADROOM * target,
             one_rate=by_paper,
         )
-        if (forced >= 0).all():
+        if forced.min() >= 0:
             return uniform.fixed(problem, costs, forced), False
         if by_paper:
             plan = uniform.batch(problem, costs)
         else:
-            problem = replace(problem, worth=long_run_worth(problem, costs))
+            problem = replace(problem, worth=long_run_worth(problem.draft, problem.lookup, costs))
             plan = optimise(problem, costs, rate=self._rate, margin=SWITCHING_MARGIN, drafting=self._drafting)
         self._rate = plan.goodput
         self._drafting = bool(plan.uses_draft.any())
@@ -114,18 +128,18 @@ class SpeculationPolicy:
             plan,
             problem,
             costs,
-            batch.candidates,
+            columns,
             self._acceptance,
-            plain_uncertainty=lambda: self._latency.uncertainty(features_of(batch, None)),
+            plain_uncertainty=lambda: self._latency.uncertainty(plain_features(batch)),
         )
         return (plan, False) if probe is None else (probe, True)
 
-    def _forced(self, batch: BatchState) -> Ints:
+    def _forced(self, batch: BatchState) -> list[int]:
         """Tokens each request takes regardless of goodput, -1 where the policy is free to choose."""
         ceiling = self._settings.max_speculative_tokens
         auto = {"off": 0, "fixed": ceiling}.get(self._settings.policy, -1)
         values = {"auto": auto, "off": 0, "fixed": ceiling}
-        return np.array([values[c.mode] for c in batch.candidates], dtype=np.intp)
+        return [values[c.mode] for c in batch.candidates]
 
     def limits(self, batch: BatchState) -> Limits:
         """How many requests may run, and how much prefill a step may take, within the TPOT target."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smartspec.policy.regression import Array
+from smartspec.policy.regression import Array, Ints
 from smartspec.policy.types import StepFeatures
 
 HALF_OCTAVES: tuple[int, ...] = (
@@ -81,18 +81,21 @@ class Regressors:
         """Regressors of the target's forward, in the order of `target_part.names`; zeros where there is none."""
         if features.target_tokens <= 0:
             return np.zeros(len(self.target_part.names))
-        padded = float(self.padded(np.array([features.target_tokens]))[0])
-        overlap = np.minimum(np.maximum(padded - self._lower, 0.0), self._width)
-        tail = (features.context_tokens, features.num_requests, features.prefill_tokens)
-        return np.concatenate(([1.0], overlap, tail))
+        padded = features.target_tokens if not self.buckets else self.padded(np.array([features.target_tokens]))[0]
+        terms = np.ones(len(self.knots) + 4)
+        np.minimum(np.maximum(padded - self.bends, 0.0), self._width, out=terms[1:-3])
+        terms[-3:] = features.context_tokens, features.num_requests, features.prefill_tokens
+        return terms
 
     def draft(self, features: StepFeatures) -> Array:
         """Regressors of the draft's forwards in sum, in the order of `draft_part.names`. The first forward also feeds
         the committed tokens that the draft had not seen."""
         batch = features.draft_batch_by_depth
         rows = np.array((max(batch[0], features.catchup_tokens), *batch[1:]) if batch else (), dtype=np.float64)
-        overlap = np.minimum(np.maximum(rows[:, None] - self._lower, 0.0), self._width).sum(axis=0)
-        return np.concatenate(([float(len(rows))], overlap, (features.draft_context_tokens,)))
+        terms = np.empty(len(self.knots) + 2)
+        terms[0], terms[-1] = len(rows), features.draft_context_tokens
+        np.minimum(np.maximum(rows[:, None] - self.bends, 0.0), self._width).sum(axis=0, out=terms[1:-1])
+        return terms
 
     def host(self, features: StepFeatures) -> Array:
         """Regressors of what is neither draft nor target, in the order of `host_part.names`."""
@@ -102,13 +105,13 @@ class Regressors:
         """*tokens* up to their bucket: inside one, tokens are free."""
         if not self.buckets:
             return tokens
-        sizes = np.array(self.buckets)
+        sizes = self.bucket_sizes
         index = np.searchsorted(sizes, tokens)
         return np.where(index < len(sizes), sizes[np.minimum(index, len(sizes) - 1)], tokens)
 
     def curve_seconds(self, tokens: NDArray[Any], first: float, slopes: Array) -> Array:
         """Seconds of one forward for each of *tokens*, 0 where there are none; *first* is what one token takes."""
-        seconds: Array = np.interp(tokens, self._lower, first + self._below @ slopes)
+        seconds: Array = np.interp(tokens, self.bends, first + self._below @ slopes)
         last = self.knots[-1]
         if tokens.max(initial=0) > last:
             seconds += np.maximum(tokens - last, 0.0) * slopes[-1]
@@ -117,7 +120,13 @@ class Regressors:
         return seconds
 
     @cached_property
-    def _lower(self) -> Array:
+    def bucket_sizes(self) -> Ints:
+        """`buckets` as an array."""
+        return np.array(self.buckets, dtype=np.intp)
+
+    @cached_property
+    def bends(self) -> Array:
+        """`knots` as an array."""
         return np.array(self.knots, dtype=np.float64)
 
     @cached_property
@@ -127,4 +136,4 @@ class Regressors:
 
     @cached_property
     def _width(self) -> Array:
-        return np.append(np.diff(self._lower), np.inf)
+        return np.append(np.diff(self.bends), np.inf)

@@ -1,9 +1,10 @@
-"""How long a step takes: predicted from what it consists of, corrected online by every step measured.
+"""How long a step takes: predicted from what it consists of.
 
 Forwards have stairs (a CPU: 24, 27, 36, 34, 52, 67, 108, 231 ms for 1, 4, 8, 16, 32, 64, 128, 256 tokens; a GPU: flat,
 then steep), so the curve over tokens is learned where steps fall on it, beside slopes for context, requests and
 prefill tokens. Every coefficient is named, never negative, and in seconds per unit, so that a model can travel as a
-`LatencyPrior` (source: arXiv 2406.14066, section 4.2, there fitted once and in advance; here followed online).
+`LatencyPrior` (source: arXiv 2406.14066, section 4.2, there fitted once and in advance). Whoever only predicts, as an
+operator does, needs no more than this and no compiler; `online.py` corrects the model by every step measured.
 """
 
 import math
@@ -13,26 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartspec.policy.features import Part, Regressors
-from smartspec.policy.regression import Array, NonNegativeFilter
+from smartspec.policy.regression import Array, Coefficients, Ints
 from smartspec.policy.settings import LatencyPrior
 from smartspec.policy.types import StepFeatures, StepSeconds
 
-POOR_ERROR = 0.3
-"""A model that errs by more than this share says so, and is explored more."""
 MOST_PRIOR_STEPS = 200.0
 """Evidence handed in counts as at most this many steps: it was measured elsewhere."""
 BETWEEN_REPLICAS = 0.1
 """Relative standard deviation between replicas of one key, as a whole and per coefficient."""
-DRAFT_SHARE = 0.1
-"""What a draft forward is believed to cost, in target forwards, before one was measured."""
 LARGE_STEP = 512
 """Tokens up to which a line is fitted to the curve."""
-ERROR_STEPS = 50
-"""The published error is a mean over about this many steps."""
 
 
 class LatencyModel:
-    """Predicts `StepSeconds` from `StepFeatures`, and learns from what was measured."""
+    """Predicts `StepSeconds` from `StepFeatures`."""
 
     def __init__(self, regressors: Regressors | None = None) -> None:
         self._regressors = regressors or Regressors()
@@ -42,12 +37,6 @@ class LatencyModel:
         self.num_steps = 0.0
         self.num_draft_steps = 0.0
         self.error = 0.0
-        self._num_errors = 0
-
-    @property
-    def is_poor(self) -> bool:
-        """Whether recent predictions erred by more than `POOR_ERROR` on average."""
-        return self._num_errors > 0 and self.error > POOR_ERROR
 
     def predict(self, features: StepFeatures) -> StepSeconds:
         """Seconds of each part of a step."""
@@ -62,38 +51,6 @@ class LatencyModel:
         """Standard deviation, in seconds, of the target's predicted time: large for shapes not run lately."""
         return self._target.uncertainty(self._regressors.target(features))
 
-    def observe(self, features: StepFeatures, seconds: StepSeconds) -> None:
-        """Learn from one measured step; a step without tokens, or with no time measured, teaches nothing."""
-        if features.target_tokens <= 0 or not math.isfinite(seconds.total) or seconds.target <= 0.0:
-            return
-        target = self._regressors.target(features)
-        host = self._regressors.host(features)
-        if not self.num_steps:
-            self._scale_to(target, host, seconds)
-        predicted = self._target.observe(target, seconds.target)
-        host_seconds = seconds.host
-        if features.draft_batch_by_depth:
-            draft = self._regressors.draft(features)
-            if not self.num_draft_steps:
-                self._draft.rescale(seconds.draft / max(self._draft.predict(draft), 1e-9))
-            predicted += self._draft.observe(draft, seconds.draft)
-            self.num_draft_steps += 1
-        else:
-            host_seconds += seconds.draft  # looking at proposals that never reach a draft model is host work
-        predicted += self._host.observe(host, host_seconds)
-        self.num_steps += 1
-        self._num_errors += 1
-        error = min(abs(predicted - seconds.total) / seconds.total, 3.0)
-        self.error += (error - self.error) / min(self._num_errors, ERROR_STEPS)
-
-    def _scale_to(self, target: Array, host: Array, seconds: StepSeconds) -> None:
-        """The first step measured says how fast this device is at all."""
-        self._target.rescale(seconds.target / self._target.predict(target))
-        if not self.num_draft_steps:
-            self._draft.rescale(DRAFT_SHARE * self._target.mean[0] / self._draft.mean[0])
-        if seconds.host > 0:
-            self._host.rescale(seconds.host / self._host.predict(host))
-
     def target_curve(self, tokens: NDArray[Any], *, context: int, requests: int, prefill: int | NDArray[Any]) -> Array:
         """Seconds of target and host together for each total of *tokens* in the step."""
         mean, host = self._target.mean, self._host.mean
@@ -105,6 +62,16 @@ class LatencyModel:
     def draft_curve(self, rows: NDArray[Any]) -> Array:
         """Seconds of one draft forward for each number of *rows*, context aside."""
         return self._regressors.curve_seconds(rows, self._draft.mean[0], self._draft.mean[1:-1])
+
+    def curves(self) -> tuple[Array, Array, Array, Array]:
+        """What the curves are made of: the tokens at which they bend, and the coefficients of target, draft and host in
+        the order of their parts' names."""
+        return self._regressors.bends, self._target.mean, self._draft.mean, self._host.mean
+
+    @property
+    def buckets(self) -> Ints:
+        """Sizes that a step's tokens are padded to."""
+        return self._regressors.bucket_sizes
 
     @property
     def draft_context_seconds(self) -> float:
@@ -164,7 +131,7 @@ class LatencyModel:
         if not self.num_draft_steps and self._regressors.draft_part.names[0] in prior.coefficients:
             self.num_draft_steps = steps
 
-    def _parts(self) -> tuple[tuple[Part, NonNegativeFilter], ...]:
+    def _parts(self) -> tuple[tuple[Part, Coefficients], ...]:
         regressors = self._regressors
         return (
             (regressors.target_part, self._target),
@@ -173,8 +140,8 @@ class LatencyModel:
         )
 
 
-def _unmeasured(part: Part, unit_seconds: float) -> NonNegativeFilter:
-    return NonNegativeFilter(unit_seconds * part.believed, unit_seconds * part.thinkable, part.kinship)
+def _unmeasured(part: Part, unit_seconds: float) -> Coefficients:
+    return Coefficients(unit_seconds * part.believed, unit_seconds * part.thinkable, part.kinship)
 
 
 def model_of(prior: LatencyPrior) -> LatencyModel:

@@ -1,11 +1,13 @@
-"""What single requests have shown of their own acceptance, as arrays, for hundreds of them at every step."""
+"""What single requests have shown of their own acceptance: a slot of some arrays for each, kept while it runs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numba import njit
 
-from smartspec.policy.goodput import Ints
-from smartspec.policy.regression import Array
+from smartspec.policy.regression import Array, Ints
+from smartspec.policy.types import Proposer
 
 HALF_LIFE_TRIALS = 96.0
 """Trials after which a request's own evidence counts half."""
@@ -18,84 +20,125 @@ LEAST_TRIALS = 8.0
 """A request with fewer trials says nothing of how much requests differ."""
 TRIAL_VARIANCE = 0.2
 """Variance of one trial, a typical a(1 - a)."""
+FIRST_SLOTS = 64
 
-_NOBODY = 0
+PROPOSERS: tuple[Proposer, ...] = ("draft", "lookup")
+NOBODY = 0
 
 
 class OwnEvidence:
-    """For each request of one proposer: acceptances beyond what its pair predicted (`excess`), the trials behind them,
-    what chance alone makes their sum vary (`chance`), and the step it was last tried in. Row 0 is nobody's."""
+    """For each proposer and slot [2, S]: acceptances beyond what the pair predicted (`excess`), the `trials` behind
+    them, what chance alone makes their sum vary (`chance`), and the step the slot's request was `last_tried` in (-1:
+    never). Slot 0 is nobody's, of whom nothing is known."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
         self._free: list[int] = []
-        self._excess, self._trials, self._chance = (np.zeros(64) for _ in range(3))
-        self._last_tried = np.full(64, -1, dtype=np.intp)
-        self._between = BETWEEN_REQUESTS**2
+        self.excess, self.trials, self.chance = (np.zeros((len(PROPOSERS), FIRST_SLOTS)) for _ in range(3))
+        self.last_tried = np.full((len(PROPOSERS), FIRST_SLOTS), -1, dtype=np.intp)
+        self._between = [BETWEEN_REQUESTS**2] * len(PROPOSERS)
 
-    @property
-    def spread(self) -> float:
+    def spread(self, proposer: int) -> float:
         """Standard deviation of acceptance between requests."""
-        return float(self._between**0.5)
+        return float(self._between[proposer] ** 0.5)
 
-    def shift(self, requests: Sequence[str]) -> Array:
-        """How much more each request is accepted than its pair [R], shrunk by how little it was tried. Empirical
-        Bayes: the more requests differ beyond chance, the sooner each one trusts itself."""
-        rows = self._rows_of(requests)
-        weight = TRIAL_VARIANCE / self._between
-        shifts: Array = self._excess[rows] / (self._trials[rows] + weight)
-        return shifts
+    def weight(self, proposer: int) -> float:
+        """Trials after which a request trusts itself as much as its pair, whose deviation is its `excess` over trials
+        and this weight. Empirical Bayes: the more requests differ beyond chance, the sooner each trusts itself."""
+        return TRIAL_VARIANCE / self._between[proposer]
 
-    def last_tried(self, requests: Sequence[str]) -> Ints:
-        """The step each request was last tried in [R], -1 for never."""
-        return self._last_tried[self._rows_of(requests)]
+    def slots_of(self, requests: Sequence[str]) -> Ints:
+        """The slots [R] of *requests*, nobody's where nothing was learned of one."""
+        get = self._slots.get
+        return np.array([get(request, NOBODY) for request in requests], dtype=np.intp)
 
-    def learn(self, requests: Sequence[str], trials: Ints, accepted: Ints, expected: Array, chance: Array) -> None:
-        """Add one step's outcomes [R], each request at most once; *expected* acceptances and their variance are what
-        the pair predicted of the same trials."""
-        rows = np.array([self._row_for(request) for request in requests], dtype=np.intp)
-        fade = 0.5 ** (trials / HALF_LIFE_TRIALS)
-        self._excess[rows] = self._excess[rows] * fade + accepted - expected
-        self._trials[rows] = self._trials[rows] * fade + trials
-        self._chance[rows] = self._chance[rows] * fade * fade + chance
+    def slots_for(self, requests: Sequence[str]) -> Ints:
+        """The slots [R] of *requests*, given to those that have none."""
+        slots = self._slots
+        try:
+            return np.array([slots[request] for request in requests], dtype=np.intp)
+        except KeyError:
+            return np.array([self._slot_for(request) for request in requests], dtype=np.intp)
 
-    def mark(self, requests: Sequence[str], step: int) -> None:
-        """Note that *requests* were tried in *step*."""
-        self._last_tried[self._rows_of(requests)] = step
-        self._last_tried[_NOBODY] = -1
+    def learn(
+        self, slots: Ints, proposers: Ints, drafted: Ints, accepted: Ints, rows: Ints, rates: Array, step: int
+    ) -> None:
+        """Add one step's outcomes [N], each slot and proposer at most once: *accepted* of *drafted* tokens, where the
+        pair predicted `rates[rows]` by position."""
+        _learn(
+            self.excess, self.trials, self.chance, self.last_tried,
+            slots, proposers, drafted, accepted, rows, rates, step,
+        )  # fmt: skip
 
     def forget(self, request: str) -> None:
         """Drop a finished request, learning from it how much requests differ."""
-        row = self._rows.pop(request, None)
-        if row is None:
+        slot = self._slots.pop(request, None)
+        if slot is None:
             return
-        if self._trials[row] >= LEAST_TRIALS:
-            beyond = float(self._excess[row] ** 2 - self._chance[row]) / float(self._trials[row]) ** 2
-            between = self._between + (beyond - self._between) / BETWEEN_FINISHED
-            self._between = min(max(between, LEAST_BETWEEN**2), MOST_BETWEEN**2)
-        self._free.append(row)
+        for proposer in range(len(PROPOSERS)):
+            trials = float(self.trials[proposer, slot])
+            if trials >= LEAST_TRIALS:
+                beyond = float(self.excess[proposer, slot] ** 2 - self.chance[proposer, slot]) / trials**2
+                between = self._between[proposer]
+                between += (beyond - between) / BETWEEN_FINISHED
+                self._between[proposer] = min(max(between, LEAST_BETWEEN**2), MOST_BETWEEN**2)
+        self._free.append(slot)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._slots)
 
-    def _rows_of(self, requests: Sequence[str]) -> Ints:
-        get = self._rows.get
-        return np.array([get(request, _NOBODY) for request in requests], dtype=np.intp)
-
-    def _row_for(self, request: str) -> int:
-        row = self._rows.get(request)
-        if row is None:
-            row = self._free.pop() if self._free else len(self._rows) + 1
-            if row >= len(self._excess):
+    def _slot_for(self, request: str) -> int:
+        slot = self._slots.get(request)
+        if slot is None:
+            slot = self._free.pop() if self._free else len(self._slots) + 1
+            if slot >= self.excess.shape[1]:
                 self._grow()
-            self._rows[request] = row
-            self._excess[row] = self._trials[row] = self._chance[row] = 0.0
-            self._last_tried[row] = -1
-        return row
+            self._slots[request] = slot
+            self.excess[:, slot] = self.trials[:, slot] = self.chance[:, slot] = 0.0
+            self.last_tried[:, slot] = -1
+        return slot
 
     def _grow(self) -> None:
-        more = len(self._excess)
-        self._excess, self._trials, self._chance = (
-            np.concatenate((array, np.zeros(more))) for array in (self._excess, self._trials, self._chance)
+        more = np.zeros_like(self.excess)
+        self.excess, self.trials, self.chance = (
+            np.concatenate((array, more), axis=1) for array in (self.excess, self.trials, self.chance)
         )
-        self._last_tried = np.concatenate((self._last_tried, np.full(more, -1, dtype=np.intp)))
+        self.last_tried = np.concatenate((self.last_tried, np.full(more.shape, -1, dtype=np.intp)), axis=1)
+
+
+@njit(
+    "(float64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1], "
+    "int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], float64[:,::1], int64)",
+    cache=True,
+)  # type: ignore[untyped-decorator]
+def _learn(
+    excess: Any,
+    all_trials: Any,
+    all_chance: Any,
+    last_tried: Any,
+    slots: Any,
+    proposers: Any,
+    drafted: Any,
+    accepted: Any,
+    rows: Any,
+    rates: Any,
+    step: int,
+) -> None:
+    """`OwnEvidence.learn` on its arrays, in place."""
+    for i in range(len(slots)):
+        # The first rejection is the last trial: what would have come after it was never put to the test.
+        trials = min(accepted[i] + 1, drafted[i], rates.shape[1])
+        if trials <= 0:
+            continue
+        kept = min(accepted[i], trials)
+        expected, chance = 0.0, 0.0
+        for j in range(trials):
+            rate = rates[rows[i], j]
+            expected += rate
+            chance += rate * (1.0 - rate)
+        p, slot = proposers[i], slots[i]
+        fade = 0.5 ** (trials / HALF_LIFE_TRIALS)
+        excess[p, slot] = excess[p, slot] * fade + kept - expected
+        all_trials[p, slot] = all_trials[p, slot] * fade + trials
+        all_chance[p, slot] = all_chance[p, slot] * fade * fade + chance
+        last_tried[p, slot] = step

@@ -5,15 +5,17 @@ takes. A probe costs throughput if the estimates were right; that regret is book
 time, so that probing can neither die (as where speculation is switched off for good) nor hurt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from smartspec.policy.acceptance import PROPOSERS, AcceptanceModel, rows_of
-from smartspec.policy.goodput import Costs, Plan, Problem
-from smartspec.policy.types import Candidate
-from smartspec.policy.uniform import draft_seconds, evaluate
+from smartspec.policy.acceptance import DRAFT, LOOKUP, AcceptanceModel, lookup_rows
+from smartspec.policy.batch_arrays import Columns
+from smartspec.policy.costs import Costs
+from smartspec.policy.goodput import Plan, Problem
+from smartspec.policy.regression import Array
+from smartspec.policy.uniform import evaluate
 
 SHARE = 0.003
 """Regret allowed, as a share of step time."""
@@ -72,7 +74,7 @@ class Prober:
         plan: Plan,
         problem: Problem,
         costs: Costs,
-        candidates: Sequence[Candidate],
+        columns: Columns,
         acceptance: AcceptanceModel,
         *,
         plain_uncertainty: Callable[[], float],
@@ -92,20 +94,19 @@ class Prober:
                 return plain
         if self.credit_seconds <= 0.0:
             return None
-        copying = self._try_copying(plan, problem, costs, candidates, acceptance)
-        return copying or self._try_silent(plan, problem, costs, candidates, acceptance)
+        copying = self._try_copying(plan, problem, costs, columns, acceptance)
+        return copying or self._try_silent(plan, problem, costs, columns, acceptance)
 
     def _try_copying(
-        self, plan: Plan, problem: Problem, costs: Costs, candidates: Sequence[Candidate], acceptance: AcceptanceModel
+        self, plan: Plan, problem: Problem, costs: Costs, columns: Columns, acceptance: AcceptanceModel
     ) -> Plan | None:
         """Copy for the request with the longest match what the plan would have drafted: a good draft would else keep
         prompt lookup, which costs no forward, unknown for ever."""
         torn = np.flatnonzero((problem.forced < 0) & plan.uses_draft & (problem.lookup[:, 0] > 0))
         if not len(torn):
             return None
-        chosen = [candidates[index] for index in torn.tolist()]
-        matches = np.array([c.lookup_match_tokens for c in chosen], dtype=np.intp)
-        rows = rows_of("lookup", [c.verifier for c in chosen], matches)
+        matches = columns.matches[torn]
+        rows = lookup_rows(columns.verifiers[torn], matches)
         matches[acceptance.steps_since_row_tried(rows) < STALE_CLASS_STEPS] = -1
         longest = int(matches.argmax())
         if matches[longest] < 0:
@@ -118,23 +119,23 @@ class Prober:
         return tried if self._pays(tried, plan) else None
 
     def _try_silent(
-        self, plan: Plan, problem: Problem, costs: Costs, candidates: Sequence[Candidate], acceptance: AcceptanceModel
+        self, plan: Plan, problem: Problem, costs: Costs, columns: Columns, acceptance: AcceptanceModel
     ) -> Plan | None:
         """Speculate a little for requests that the plan leaves out."""
         can_draft, can_copy = problem.draft[:, 0] > 0, problem.lookup[:, 0] > 0
         silent = np.flatnonzero((problem.forced < 0) & (plan.num_tokens == 0) & (can_draft | can_copy))
         if not len(silent):
             return None
-        names = [candidates[index].request_id for index in silent.tolist()]
-        drafted, copied = (acceptance.steps_since_tried(names, proposer) for proposer in PROPOSERS)
+        slots = columns.slots[silent]
+        drafted, copied = (acceptance.steps_since_tried(slots, proposer) for proposer in (DRAFT, LOOKUP))
         from_draft = can_draft[silent] & (~can_copy[silent] | (drafted >= copied))
         age = np.where(from_draft, drafted, copied)
         if age.max() < STALE_STEPS:
             return None
-        lag = np.array([float(c.draft_lag_tokens or 1) for c in candidates])
+        lag = columns.lag
         # In turn by age, which is fair, and by what the draft must catch up with, which is cheap.
         keys = (lag[silent], -age) if self.num_probes % 2 else (-age, lag[silent])
-        order = [i for i in np.lexsort(keys).tolist() if age[i] >= STALE_STEPS][: max(1, len(candidates) // GROUP)]
+        order = [i for i in np.lexsort(keys).tolist() if age[i] >= STALE_STEPS][: max(1, len(plan.num_tokens) // GROUP)]
         if not order:
             return None
         num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
@@ -147,10 +148,7 @@ class Prober:
             return None
         tried = evaluate(problem, costs, num_tokens, uses_draft)
         # What the draft must catch up with is an investment to a plan, but to a probe it is a price, paid in full.
-        lengths = np.where(uses_draft, num_tokens, 0)
-        full = draft_seconds(problem, costs, lengths, lag) - draft_seconds(problem, costs, lengths, problem.first_rows)
-        before = np.where(plan.uses_draft, plan.num_tokens, 0)
-        full -= draft_seconds(problem, costs, before, lag) - draft_seconds(problem, costs, before, problem.first_rows)
+        full = _late_seconds(tried, problem, costs, lag) - _late_seconds(plan, problem, costs, lag)
         tried = replace(tried, seconds=tried.seconds + full)
         return tried if self._pays(tried, plan) else None
 
@@ -165,3 +163,11 @@ class Prober:
         self.regret_seconds += regret
         self.num_probes += 1
         return True
+
+
+def _late_seconds(plan: Plan, problem: Problem, costs: Costs, lag: Array) -> float:
+    """What catching up, by `lag` [R] tokens, takes beyond what *plan* counts of it."""
+    lengths = plan.num_tokens * plan.uses_draft
+    return costs.draft_seconds(lengths, lag, problem.context) - costs.draft_seconds(
+        lengths, problem.first_rows, problem.context
+    )

@@ -131,8 +131,8 @@ class Replica:
             if request.prefilled >= request.text.arrival.prompt_tokens:
                 request.produced, request.first_token_time = 1, self.now
                 kept += 1
-        self._finish()
         self.policy.observe(StepOutcome(decision, features, seconds, tuple(outcomes), kept))
+        self._finish()  # only now: the policy must not be told of a request's end before of its last step
         record = StepRecord(
             self.now,
             decision,

@@ -1,40 +1,39 @@
 """Plans that need no optimiser: a given length for each request, and the paper's one length for the whole batch."""
 
+from typing import Any
+
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from smartspec.policy.goodput import Costs, Ints, Plan, Problem
-from smartspec.policy.regression import Array
+from smartspec.policy.costs import Costs
+from smartspec.policy.goodput import Plan, Problem
+from smartspec.policy.regression import Ints
 
 
 def evaluate(problem: Problem, costs: Costs, num_tokens: Ints, uses_draft: NDArray[np.bool_]) -> Plan:
     """What comes of `num_tokens` [R] from the draft where `uses_draft` [R], else from lookup."""
-    chances = np.where(uses_draft[:, None], problem.draft, problem.lookup)
-    taken = np.arange(1, chances.shape[1] + 1)[None, :] <= num_tokens[:, None]
-    tokens = 1.0 + np.where(taken, chances, 0.0).sum(axis=1)
-    seconds = float(costs.target(np.array([num_tokens.sum()]))[0]) + draft_seconds(
-        problem, costs, np.where(uses_draft, num_tokens, 0), problem.first_rows
-    )
-    worth = float((tokens * problem.worth).sum())
-    return Plan(
-        num_tokens=num_tokens,
-        uses_draft=uses_draft & (num_tokens > 0),
-        tokens=float(tokens.sum()),
-        worth=worth,
-        seconds=seconds,
-        goodput=worth / max(seconds - costs.sunk, 1e-9),
-        tpot_seconds=seconds / float(tokens.min()),
-    )
+    drafts = uses_draft & (num_tokens > 0)
+    tokens, worth, fewest = _expected(problem.draft, problem.lookup, problem.worth, num_tokens, uses_draft)
+    seconds = float(costs.target[num_tokens.sum()])
+    seconds += costs.draft_seconds(num_tokens * drafts, problem.first_rows, problem.context)
+    goodput = worth / max(seconds - costs.sunk, 1e-9)
+    return Plan(num_tokens, drafts, tokens, worth, seconds, goodput, seconds / fewest)
 
 
-def draft_seconds(problem: Problem, costs: Costs, lengths: Ints, first_rows: Array) -> float:
-    """Seconds of all draft forwards when each request drafts `lengths` [R] tokens (0: none)."""
-    deepest = int(lengths.max(initial=0))
-    if not deepest:
-        return 0.0
-    rows = np.count_nonzero(lengths[:, None] >= np.arange(1, deepest + 1)[None, :], axis=0).astype(np.float64)
-    rows[0] = first_rows[lengths > 0].sum()
-    return float(costs.draft(rows).sum() + costs.draft_context * (problem.context * lengths).sum())
+@njit("UniTuple(float64, 3)(float64[:,::1], float64[:,::1], float64[::1], int64[::1], boolean[::1])", cache=True)  # type: ignore[untyped-decorator]
+def _expected(draft: Any, lookup: Any, worth: Any, num_tokens: Any, uses_draft: Any) -> Any:
+    """Tokens expected of such lengths, what they are worth, and those of the request that keeps fewest."""
+    num, depth = draft.shape
+    total, valued, fewest = 0.0, 0.0, np.inf
+    for r in range(num):
+        tokens = 1.0
+        for j in range(min(depth, num_tokens[r])):
+            tokens += draft[r, j] if uses_draft[r] else lookup[r, j]
+        total += tokens
+        valued += tokens * worth[r]
+        fewest = min(fewest, tokens)
+    return total, valued, fewest
 
 
 def fixed(problem: Problem, costs: Costs, wanted: Ints) -> Plan:

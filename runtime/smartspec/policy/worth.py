@@ -10,27 +10,45 @@ held fixed. Of linear costs it is exact: a node's gain times this worth equals i
 long run has it.) In a batch of equals each is worth 1, and goodput is the step's.
 """
 
-import numpy as np
+from typing import Any
 
-from smartspec.policy.goodput import Costs, Problem
+import numpy as np
+from numba import njit
+
+from smartspec.policy.costs import Costs
 from smartspec.policy.regression import Array
 
-TYPICAL_NODES = 2.0
+TYPICAL_NODES = 2
 """Nodes per request over which the price of one is taken: curves have stairs, a single node's price says little."""
 
 
-def long_run_worth(problem: Problem, costs: Costs) -> Array:
-    """What a token of each request is worth [R], relative to their mean: 1 for a request like all others."""
-    num, depth = problem.draft.shape
+def long_run_worth(draft: Array, lookup: Array, costs: Costs) -> Array:
+    """What a token of each request is worth [R], relative to their mean: 1 for a request like all others. `draft` and
+    `lookup` are the chances [R, K] of `Problem`."""
+    num = len(draft)
     nodes = TYPICAL_NODES * num
-    plain, more = (costs.target(np.array([0.0, nodes])) - costs.sunk).tolist()
+    plain, more = float(costs.target[0]) - costs.sunk, float(costs.target[nodes]) - costs.sunk
     row_seconds = max(0.0, more - plain) / nodes
-    forward_seconds = float(costs.draft(np.array([float(num)]))[0]) / num
-    length = np.arange(1, depth + 1)
-    best = np.full(num, num / max(plain, 1e-9))
-    for chances, seconds in ((problem.draft, row_seconds + forward_seconds), (problem.lookup, row_seconds)):
-        rates = (1.0 + np.cumsum(chances, axis=1)) / (max(plain, 1e-9) / num + seconds * length)
-        np.maximum(best, rates.max(axis=1), out=best)
-    worth: Array = 1.0 / best
-    worth *= num / worth.sum()
+    forward_seconds = costs.forward_seconds(num) / num
+    share = max(plain, 1e-9) / num
+    worth: Array = _worth(draft, lookup, share, row_seconds + forward_seconds, row_seconds)
     return worth
+
+
+@njit("float64[::1](float64[:,::1], float64[:,::1], float64, float64, float64)", cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _worth(draft: Any, lookup: Any, share: float, drafted_seconds: float, copied_seconds: float) -> Any:
+    """Least (share + price) / tokens of each request over all its lengths and proposers, in units of the mean [R]."""
+    num, depth = draft.shape
+    worth = np.empty(num)
+    for r in range(num):
+        best, drafted, copied = 1.0 / share, 1.0, 1.0
+        for j in range(depth):
+            drafted += draft[r, j]
+            copied += lookup[r, j]
+            best = max(
+                best,
+                drafted / (share + drafted_seconds * (j + 1)),
+                copied / (share + copied_seconds * (j + 1)),
+            )
+        worth[r] = 1.0 / best
+    return worth * (num / worth.sum())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smartspec.policy.acceptance import AcceptanceModel, row_of
+from smartspec.policy.acceptance import DRAFT, AcceptanceModel, row_of
 from smartspec.policy.settings import AcceptancePrior
 from smartspec.policy.types import Proposer, RequestOutcome, Verifier
 
@@ -24,6 +24,12 @@ def outcome(
 def rates(model: AcceptanceModel, proposer: Proposer = "draft", verifier: Verifier = "greedy", match: int = 0) -> list:
     """Conditional rates of one pair's first positions."""
     return model.rates[row_of(proposer, verifier, match), :8].tolist()
+
+
+def survival(model: AcceptanceModel, requests: list[str], depth: int) -> np.ndarray:
+    """Chances of greedy requests' drafted tokens."""
+    rows = np.full(len(requests), row_of("draft", "greedy"))
+    return model.survival(DRAFT, rows, model.slots_of(requests), np.full(len(requests), depth), depth)
 
 
 def test_positions_after_the_first_rejection_are_no_trials() -> None:
@@ -109,13 +115,12 @@ def test_a_request_starts_like_its_pair_and_ends_trusting_itself() -> None:
             + [outcome(1, int(random.random() < 0.2), request="poor")],
             9,
         )
-    row = row_of("draft", "greedy")
-    survival = model.survival([row, row, row], ["r1", "poor", "new"], "draft", 2)
-    assert survival[0, 0] == pytest.approx(0.7, abs=0.1)
-    assert survival[1, 0] == pytest.approx(0.2, abs=0.12)
-    assert rates(model)[0] <= survival[2, 0] <= rates(model)[0] + 0.1
+    found = survival(model, ["r1", "poor", "new"], 2)
+    assert found[0, 0] == pytest.approx(0.7, abs=0.1)
+    assert found[1, 0] == pytest.approx(0.2, abs=0.12)
+    assert rates(model)[0] <= found[2, 0] <= rates(model)[0] + 0.1
     model.forget("poor")
-    assert model.survival([row], ["poor"], "draft", 1)[0, 0] == pytest.approx(survival[2, 0], abs=0.05)
+    assert survival(model, ["poor"], 1)[0, 0] == pytest.approx(found[2, 0], abs=0.05)
 
 
 @pytest.mark.parametrize(("differ", "low", "high"), [(0.0, 0.0, 0.09), (0.2, 0.14, 0.25)])
@@ -135,9 +140,9 @@ def test_survival_falls_with_position() -> None:
     model = AcceptanceModel()
     for _ in range(40):
         model.observe([outcome(6, 6)], 7)
-    survival = model.survival([row_of("draft", "greedy")], ["r"], "draft", 8)
-    assert (np.diff(survival) <= 0).all()
-    assert (survival <= 1.0).all()
+    found = survival(model, ["r"], 8)
+    assert (np.diff(found) <= 0).all()
+    assert (found <= 1.0).all()
 
 
 def test_priors_are_weighted_evidence_and_count_once() -> None:
@@ -170,11 +175,11 @@ def test_priors_travel_whole() -> None:
 
 def test_requests_that_come_and_go_never_share_evidence() -> None:
     """Whoever is still running keeps its own estimate while others leave and newcomers take their places."""
-    model, row = AcceptanceModel(), row_of("draft", "greedy")
+    model = AcceptanceModel()
     for number in range(100):
         model.observe([outcome(1, 1, request="lucky")] + [outcome(1, 0, request=f"r{number + i}") for i in (0, 1)], 3)
         model.forget(f"r{number}")
-    lucky, newcomer = model.survival([row, row], ["lucky", "r100"], "draft", 1)[:, 0]
+    lucky, newcomer = survival(model, ["lucky", "r100"], 1)[:, 0]
     assert lucky > 0.75
     assert newcomer < 0.4
 
@@ -185,5 +190,5 @@ def test_memory_of_finished_requests_is_given_back() -> None:
     for number in range(3000):
         model.observe([outcome(2, 1, request=f"r{number}")], 1)
         model.forget(f"r{number}")
-    assert len(model._own["draft"]) == 0
-    assert len(model._own["draft"]._excess) == 64
+    assert len(model._own) == 0
+    assert model._own.excess.shape == (2, 64)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartspec.policy.goodput import Costs, Plan, Problem, optimise
+from smartspec.policy.costs import Costs
+from smartspec.policy.goodput import Plan, Problem, optimise
 from smartspec.policy.uniform import evaluate
 
 # Forward times over tokens with stairs; the last one even drops, as measured ones do.
@@ -19,13 +20,18 @@ CURVES = (
 )
 
 
+NODES = np.arange(513)
+"""What costs are tabulated for: as many nodes as any batch here may have."""
+
+
+def line(first: float, row: float = 0.0) -> np.ndarray:
+    """A draft forward of *first* seconds for one row and *row* for each further one."""
+    return np.array([[1.0, 2.0], [first, first + row]])
+
+
 def costs(curve: int, requests: int, forward: float, row: float = 0.0, *, draft_context: float = 0.0) -> Costs:
     """A step of *requests* on one of `CURVES`, with a draft whose forwards take *forward* plus *row* per row."""
-    return Costs(
-        target=lambda nodes: CURVES[curve](np.asarray(nodes) + requests),
-        draft=lambda rows: np.where(np.asarray(rows) > 0, forward + row * np.asarray(rows), 0.0),
-        draft_context=draft_context,
-    )
+    return Costs(target=CURVES[curve](NODES + requests), draft=line(forward + row, row), draft_context=draft_context)
 
 
 def problem(
@@ -193,9 +199,7 @@ def test_k_rises_with_acceptance(low: float, high: float, requests: int, curve: 
 
 def test_stairs_are_searched_to_their_end() -> None:
     """Where the first speculative token opens a new stair and the next three are free, all four are taken."""
-    given_costs = Costs(
-        target=lambda nodes: 0.02 + 0.012 * np.ceil(np.asarray(nodes) / 4), draft=lambda rows: np.zeros(len(rows))
-    )
+    given_costs = Costs(target=0.02 + 0.012 * np.ceil(NODES / 4), draft=line(0.0))
     chances = [[0.55, 0.95, 0.95, 0.95]]
     alone = evaluate(problem(chances), given_costs, np.array([1]), np.array([True]))
     plain = evaluate(problem(chances), given_costs, np.array([0]), np.array([False]))
@@ -228,10 +232,8 @@ def test_a_request_may_insist_or_decline() -> None:
 def test_prefill_in_the_step_is_no_reason_to_speculate() -> None:
     """A long step is sunk cost: unlikely tokens are not taken along because they are a small share of it."""
     rates = [[0.1] * 4]
-    decode = Costs(target=lambda nodes: 0.02 + 0.004 * np.asarray(nodes), draft=lambda rows: np.zeros(len(rows)))
-    mixed = Costs(
-        target=lambda nodes: 0.42 + 0.004 * np.asarray(nodes), draft=lambda rows: np.zeros(len(rows)), sunk=0.4
-    )
+    decode = Costs(target=0.02 + 0.004 * NODES, draft=line(0.0))
+    mixed = Costs(target=0.42 + 0.004 * NODES, draft=line(0.0), sunk=0.4)
     assert optimise(problem(rates), decode, rate=50.0).num_tokens.sum() == 0
     assert optimise(problem(rates), mixed, rate=50.0).num_tokens.sum() == 0
 

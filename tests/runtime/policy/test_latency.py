@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartspec.policy.features import LINE, Regressors
-from smartspec.policy.latency import LatencyModel, model_of, predict_seconds
+from smartspec.policy.latency import model_of, predict_seconds
+from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.types import StepFeatures, StepSeconds
 
 MEASURED = {1: 0.024, 4: 0.027, 8: 0.036, 16: 0.034, 32: 0.052, 64: 0.067, 128: 0.108, 256: 0.231}
@@ -30,9 +31,9 @@ def step(
     return features, StepSeconds(*(np.array([draft, target, 0.001 + 3e-5 * requests]) * jitter).tolist())
 
 
-def trained(steps: int = 600, *, seed: int = 0, noise: float = 0.05, **options: float) -> LatencyModel:
+def trained(steps: int = 600, *, seed: int = 0, noise: float = 0.05, **options: float) -> OnlineLatencyModel:
     """A model after steps of all sizes."""
-    model, random = LatencyModel(), np.random.default_rng(seed)
+    model, random = OnlineLatencyModel(), np.random.default_rng(seed)
     for _ in range(steps):
         k = int(random.integers(0, 5))
         model.observe(*step(int(np.exp(random.uniform(0, np.log(256)))), random, noise=noise, k=k, **options))
@@ -47,7 +48,7 @@ def plain(tokens: int) -> StepFeatures:
 def test_stairs_are_learned() -> None:
     """From noisy steps of all sizes the measured curve is found within 8 % everywhere; no line comes near it."""
     model = trained()
-    line, random = LatencyModel(Regressors(knots=LINE)), np.random.default_rng(0)
+    line, random = OnlineLatencyModel(Regressors(knots=LINE)), np.random.default_rng(0)
     for _ in range(600):
         line.observe(*step(int(np.exp(random.uniform(0, np.log(256)))), random))
     errors = {n: abs(model.predict(plain(n)).target / (seconds + 1e-5 * n) - 1) for n, seconds in MEASURED.items()}
@@ -67,7 +68,7 @@ def test_draft_forwards_are_counted_by_depth_and_rows() -> None:
 
 def test_catch_up_is_part_of_the_first_draft_forward() -> None:
     """Feeding the draft 128 tokens before it drafts costs a forward of 128 rows."""
-    model, random = LatencyModel(), np.random.default_rng(0)
+    model, random = OnlineLatencyModel(), np.random.default_rng(0)
     for _ in range(400):
         rows = int(random.integers(1, 129))
         features = StepFeatures(2, 100, 1, draft_batch_by_depth=(1,), catchup_tokens=rows)
@@ -86,7 +87,7 @@ def test_catch_up_is_part_of_the_first_draft_forward() -> None:
 )
 def test_coefficients_are_never_negative(observations: list[tuple[int, int, int, float]]) -> None:
     """Whatever is measured, no coefficient is negative or not a number, so more work never takes less time."""
-    model = LatencyModel()
+    model = OnlineLatencyModel()
     for tokens, context, requests, seconds in observations:
         model.observe(StepFeatures(tokens, context, requests), StepSeconds(0.0, seconds, seconds / 10))
     assert all(0.0 <= value < 1e6 for value in model.coefficients().values())
@@ -105,7 +106,7 @@ def test_one_straggler_does_not_move_the_model() -> None:
 
 def test_a_straggler_where_nothing_was_known_is_found_out_at_once() -> None:
     """The first step of its size took six times as long by accident; the second, as it should, sets it right."""
-    model, random = LatencyModel(), np.random.default_rng(8)
+    model, random = OnlineLatencyModel(), np.random.default_rng(8)
     for _ in range(100):
         model.observe(*step(4, random))
     model.observe(*step(128, random, scale=6.0))
@@ -117,7 +118,7 @@ def test_a_straggler_where_nothing_was_known_is_found_out_at_once() -> None:
 
 def test_stragglers_now_and_then_do_not_bias_the_model() -> None:
     """With one step in fifty ten times as long the curve still holds within 10 %."""
-    model, random = LatencyModel(), np.random.default_rng(3)
+    model, random = OnlineLatencyModel(), np.random.default_rng(3)
     for _ in range(1000):
         scale = 10.0 if random.random() < 0.02 else 1.0
         model.observe(*step(int(np.exp(random.uniform(0, np.log(256)))), random, scale=scale))
@@ -148,7 +149,7 @@ def test_what_is_not_run_is_not_forgotten_but_becomes_uncertain() -> None:
 
 def test_a_model_that_errs_says_so() -> None:
     """When times have nothing to do with the features the published error is large, and the model calls itself poor."""
-    model, random = LatencyModel(), np.random.default_rng(6)
+    model, random = OnlineLatencyModel(), np.random.default_rng(6)
     for _ in range(200):
         model.observe(plain(8), StepSeconds(0.0, float(np.exp(random.normal(-3, 1.0))), 0.001))
     assert model.error > 0.3
@@ -157,7 +158,7 @@ def test_a_model_that_errs_says_so() -> None:
 
 def test_inside_a_graph_bucket_tokens_are_free() -> None:
     """Where steps are padded to captured sizes, the predicted time has the same stairs."""
-    model = LatencyModel(Regressors(buckets=(4, 8, 16)))
+    model = OnlineLatencyModel(Regressors(buckets=(4, 8, 16)))
     curve = model.target_curve(np.arange(1, 20), context=0, requests=1, prefill=0) - np.arange(1, 20) * 0.0
     host = model.coefficients()["host.tokens"]
     steps = np.diff(curve) - host
@@ -176,8 +177,8 @@ def test_a_prior_carries_the_model_over() -> None:
 
 def test_nothing_learned_is_no_prior() -> None:
     """A cold model hands nothing on, and one that never drafted hands on nothing about the draft."""
-    assert LatencyModel().prior() is None
-    model = LatencyModel()
+    assert OnlineLatencyModel().prior() is None
+    model = OnlineLatencyModel()
     model.observe(plain(4), StepSeconds(0.0, 0.02, 0.001))
     prior = model.prior()
     assert prior is not None
@@ -188,7 +189,7 @@ def test_a_prior_fills_in_what_was_not_measured_here_and_no_more() -> None:
     """A replica that is slower than the fleet keeps its own small steps, and learns of large ones from the others."""
     prior, random = trained().prior(), np.random.default_rng(7)
     assert prior is not None
-    own = LatencyModel()
+    own = OnlineLatencyModel()
     for _ in range(300):
         own.observe(*step(4, random, scale=1.3))
     cold_guess = own.predict(plain(128)).target
@@ -218,7 +219,7 @@ def test_unknown_and_missing_names_are_harmless() -> None:
 )
 def test_steps_that_say_nothing_are_skipped(features: StepFeatures, seconds: StepSeconds) -> None:
     """An empty step, or one without a measured time, leaves the model as it was."""
-    model = LatencyModel()
+    model = OnlineLatencyModel()
     before = model.coefficients()
     model.observe(features, seconds)
     assert model.coefficients() == before

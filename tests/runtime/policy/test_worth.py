@@ -5,14 +5,20 @@ import itertools
 import numpy as np
 import pytest
 
-from smartspec.policy.goodput import Costs, Problem, optimise
+from smartspec.policy.costs import Costs
+from smartspec.policy.goodput import Problem, optimise
 from smartspec.policy.worth import long_run_worth
 
 REQUESTS = 40
 EASY, HARD = 0.92, 0.3
-COSTS = Costs(
-    target=lambda nodes: 0.02 + 0.0006 * (np.asarray(nodes) + REQUESTS), draft=lambda rows: np.zeros(np.shape(rows))
-)
+
+
+def step_seconds(nodes: float | np.ndarray) -> float | np.ndarray:
+    """Seconds of a step of all requests with *nodes*."""
+    return 0.02 + 0.0006 * (nodes + REQUESTS)
+
+
+COSTS = Costs(target=step_seconds(np.arange(8 * REQUESTS + 1)), draft=np.array([[1.0, 2.0], [0.0, 0.0]]))
 
 
 def batch_of(rates: list[float], depth: int = 8) -> Problem:
@@ -21,6 +27,11 @@ def batch_of(rates: list[float], depth: int = 8) -> Problem:
     num = len(rates)
     none, ones = np.zeros_like(chances), np.ones(num)
     return Problem(chances, none, ones, 100 * ones, np.full(num, -1), ones, max_nodes=1 << 20)
+
+
+def worth_of(problem: Problem) -> np.ndarray:
+    """What tokens are worth to the long run."""
+    return long_run_worth(problem.draft, problem.lookup, COSTS)
 
 
 def in_the_long_run(lengths: tuple[float, float]) -> tuple[float, int]:
@@ -32,7 +43,7 @@ def in_the_long_run(lengths: tuple[float, float]) -> tuple[float, int]:
     ]
     stay = 1 / np.array(per_step)
     easy = stay[0] / stay.sum()
-    seconds = float(COSTS.target(REQUESTS * (easy * lengths[0] + (1 - easy) * lengths[1])))
+    seconds = float(step_seconds(REQUESTS * (easy * lengths[0] + (1 - easy) * lengths[1])))
     return REQUESTS / stay.mean() / seconds, round(REQUESTS * easy)
 
 
@@ -42,7 +53,7 @@ def settled(*, weighs: bool) -> float:
     speeds = []
     for _ in range(12):
         problem = batch_of([EASY] * easy + [HARD] * (REQUESTS - easy))
-        worth = long_run_worth(problem, COSTS) if weighs else problem.worth
+        worth = worth_of(problem) if weighs else problem.worth
         plan = optimise(Problem(**{**problem.__dict__, "worth": worth}), COSTS, rate=100.0)
         speed, easy = in_the_long_run((float(plan.num_tokens[:easy].mean()), float(plan.num_tokens[easy:].mean())))
         speeds.append(speed)
@@ -59,11 +70,11 @@ def test_the_best_lengths_of_a_closed_loop_are_found() -> None:
 
 def test_equals_are_worth_one() -> None:
     """A batch of requests like each other is planned for the goodput of the step."""
-    assert long_run_worth(batch_of([0.7] * 5), COSTS) == pytest.approx(np.ones(5))
+    assert worth_of(batch_of([0.7] * 5)) == pytest.approx(np.ones(5))
 
 
 def test_a_token_of_a_hard_request_is_worth_more() -> None:
     """It saves a step that brings little else; the mean stays 1, so that worth is in tokens."""
-    worth = long_run_worth(batch_of([0.9, 0.6, 0.1]), COSTS)
+    worth = worth_of(batch_of([0.9, 0.6, 0.1]))
     assert worth[0] < worth[1] < worth[2]
     assert worth.mean() == pytest.approx(1.0)

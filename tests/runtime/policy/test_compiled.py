@@ -1,0 +1,158 @@
+"""The compiled loops say what the plain formulas say, to the last digits, whatever has happened before."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import policy_reference as reference
+from smartspec.policy.acceptance import DRAFT, LOOKUP, VERIFIERS, AcceptanceModel, row_of
+from smartspec.policy.costs import Costs, costs_of
+from smartspec.policy.features import HALF_OCTAVES, LINE, Regressors
+from smartspec.policy.goodput import Problem, optimise
+from smartspec.policy.kalman import learn
+from smartspec.policy.online import OnlineLatencyModel
+from smartspec.policy.regression import Coefficients
+from smartspec.policy.types import BatchState, Candidate, RequestOutcome, StepFeatures, StepSeconds
+from smartspec.policy.uniform import evaluate
+from smartspec.policy.worth import long_run_worth
+
+SEEDS = st.integers(0, 1 << 32)
+
+
+def close(value: object) -> object:
+    """Equal but for the order of a sum."""
+    return pytest.approx(value, rel=1e-12, abs=1e-14)
+
+
+def trained(regressors: Regressors, random: np.random.Generator) -> OnlineLatencyModel:
+    """A time model after some steps on a device of its own."""
+    model = OnlineLatencyModel(regressors)
+    speed = random.uniform(0.1, 3.0)
+    for _ in range(40):
+        tokens, depth = int(np.exp(random.uniform(0, 7))), int(random.integers(0, 4))
+        features = StepFeatures(tokens, 100 * tokens, tokens, 0, (tokens,) * depth, 90 * tokens, 2 * tokens)
+        parts = random.uniform(0.5, 1.5, 3) * (0.001 * depth + 1e-9, 0.02 + 0.001 * tokens, 0.001)
+        model.observe(features, StepSeconds(*(speed * parts).tolist()))
+    return model
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=SEEDS)
+def test_the_filter_is_the_matrices(seed: int) -> None:
+    """Each step of a history with outliers, shifts and coefficients that stand at zero."""
+    random = np.random.default_rng(seed)
+    kinship = 0.8 ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
+    known = Coefficients(random.uniform(0, 0.02, 6) * (random.random(6) < 0.7), random.uniform(0.001, 0.02, 6), kinship)
+    for step in range(60):
+        features = np.array([1.0, *random.exponential(5.0, 5) * (random.random(5) < 0.6)])
+        seconds = float(random.choice([1e-4, 0.02, 0.3])) * (1 + (step > 30)) * (1.0 + float(features[1]))
+        plain = reference.Filter(known.mean, known.covariance, known.scale, kinship, known.noise, known.streak)
+        assert learn(known, features, seconds) == close(plain.learn(features, seconds))
+        assert known.mean == close(plain.mean)
+        assert known.covariance == pytest.approx(plain.covariance, rel=1e-10, abs=1e-15)
+        assert (known.noise, known.streak) == (close(plain.noise), plain.streak)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=SEEDS, knots=st.sampled_from([HALF_OCTAVES, LINE]), buckets=st.sampled_from([(), (1, 4, 16, 200)]))
+def test_tables_are_the_time_model(seed: int, knots: tuple[int, ...], buckets: tuple[int, ...]) -> None:
+    """Costs by nodes and by rows of a draft forward, with and without prefill in the step."""
+    random = np.random.default_rng(seed)
+    model = trained(Regressors(knots, buckets), random)
+    num, prefill = int(random.integers(1, 30)), int(random.choice([0, 100]))
+    batch = BatchState((Candidate("r", 0, 8, "greedy"),) * num, prefill, 3 * prefill, int(prefill > 0))
+    costs, nodes = costs_of(batch, model, 70 * num, 300), np.arange(301)
+    whole = {"context": 70 * num + 3 * prefill, "requests": num + (prefill > 0), "prefill": prefill}
+    assert costs.target == close(model.target_curve(nodes + num + prefill, **whole))
+    alone = model.target_curve(np.array([num]), context=70 * num, requests=num, prefill=0)[0]
+    assert costs.sunk == pytest.approx(costs.target[0] - alone if prefill else 0.0, abs=1e-14)
+    assert costs.forwards(6000) == close(model.draft_curve(np.arange(6001)))
+    assert costs.forward_seconds(2.7) == close(model.draft_curve(np.array([2.7]))[0])
+
+
+def outcomes_of(random: np.random.Generator) -> list[RequestOutcome]:
+    """What a step may bring: some requests of each verifier, by either proposer."""
+    found = []
+    for name in random.permutation(12)[: int(random.integers(0, 12))].tolist():
+        drafted, by_lookup = int(random.integers(1, 9)), bool(random.random() < 0.3)
+        found.append(
+            RequestOutcome(
+                f"r{name}", "lookup" if by_lookup else "draft", VERIFIERS[name % 3], drafted,
+                int(random.integers(0, drafted + 1)), int(random.integers(1, 14)) if by_lookup else 0,
+            )
+        )  # fmt: skip
+    return found
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=SEEDS)
+def test_evidence_is_counted_by_the_book(seed: int) -> None:
+    """Rates of all pairs, and chances of all requests, after any history."""
+    random = np.random.default_rng(seed)
+    model, plain = AcceptanceModel(), reference.Evidence()
+    for _ in range(40):
+        outcomes, kept = outcomes_of(random), int(random.integers(0, 60))
+        model.observe(outcomes, kept)
+        plain.observe(outcomes, kept)
+    assert model.rates == close(plain.rates())
+    names, caps = [f"r{i}" for i in range(14)], random.integers(0, 9, 14)
+    for number, proposer in ((DRAFT, "draft"), (LOOKUP, "lookup")):
+        rows = np.array([row_of(proposer, VERIFIERS[i % 3], i) for i in range(14)])
+        found = model.survival(number, rows, model.slots_of(names), caps, 6)
+        between = model._own.spread(number) ** 2
+        for got, row, name, cap in zip(found, rows, names, caps, strict=True):
+            assert got == close(plain.survival(proposer, row, name, between, cap, 6))
+
+
+def case(random: np.random.Generator, num: int) -> tuple[Problem, Costs]:
+    """A batch of *num* requests with some of everything, on a device with stairs."""
+    depth = int(random.integers(1, 9))
+    draft, lookup = np.cumprod(random.uniform(0.3, 1.0, (2, num, depth)), axis=2)
+    draft *= random.random((num, 1)) < 0.8
+    lookup *= random.random((num, 1)) < 0.4
+    nodes, rows = np.arange(max(2, depth) * num + 1), np.array([1.0, 4.0, 64.0, 128.0])
+    stairs = 0.02 + random.uniform(0, 0.002) * nodes + random.uniform(0, 0.02) * np.ceil(nodes / 7)
+    costs = Costs(
+        stairs, np.array([rows, random.uniform(0, 0.003) + random.uniform(0, 2e-4) * rows]),
+        float(random.choice([0.0, 1e-7])), float(random.choice([0.0, 0.01])),
+    )  # fmt: skip
+    forced = np.where(random.random(num) < 0.1, random.integers(0, depth + 1, num), -1)
+    problem = Problem(
+        draft, lookup, random.choice([1.0, 2.0, 20.0], num), random.uniform(10, 500, num), forced,
+        random.uniform(0.5, 1.5, num), int(random.choice([num, 1 << 20])),
+        random.choice([None, 0.02, 0.05]),
+    )  # fmt: skip
+    return problem, costs
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(seed=SEEDS, num=st.integers(1, 24), drafting=st.booleans())
+def test_plans_are_those_of_the_lists(seed: int, num: int, drafting: bool) -> None:
+    """The same lengths, proposers and figures, with torn requests, targets, forced lengths, good and bad guesses."""
+    random = np.random.default_rng(seed)
+    problem, costs = case(random, num)
+    rate = float(random.choice([0.1, 30.0, 1e4]))
+    found, plain = (
+        search(problem, costs, rate=rate, margin=0.01, drafting=drafting) for search in (optimise, reference.optimise)
+    )
+    assert found.num_tokens.tolist() == plain.num_tokens.tolist()
+    assert found.uses_draft.tolist() == plain.uses_draft.tolist()
+    figures = [(p.tokens, p.worth, p.seconds, p.goodput, p.tpot_seconds) for p in (found, plain)]
+    assert figures[0] == close(figures[1])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=SEEDS, num=st.integers(1, 24))
+def test_a_plan_s_price_and_worth_are_the_sums(seed: int, num: int) -> None:
+    """Of any lengths by any proposers; and what tokens are worth to the long run."""
+    random = np.random.default_rng(seed)
+    problem, costs = case(random, num)
+    uses_draft = random.random(num) < 0.5
+    room = np.count_nonzero(np.where(uses_draft[:, None], problem.draft, problem.lookup), axis=1)
+    lengths = random.integers(0, room + 1)
+    plan = evaluate(problem, costs, lengths, uses_draft)
+    figures = [plan.tokens, plan.worth, plan.seconds, plan.goodput, plan.tpot_seconds]
+    assert figures == close(reference.evaluate(problem, costs, lengths, uses_draft))
+    worth = long_run_worth(problem.draft, problem.lookup, costs)
+    assert worth == close(reference.long_run_worth(problem.draft, problem.lookup, costs))
