@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from smartspec.scheduling.client import (
     InvalidRequestError,
     NotAcceptingError,
     QueueFullError,
+    ScoredToken,
     StalePolicyError,
 )
 from smartspec.scheduling.output import StepStats
@@ -143,12 +144,13 @@ class FakeEngine:
         done = sequence.num_sent >= len(sequence.text)
         if done:
             self.running.remove(sequence)
-        logprobs = request.sampling.logprobs
+        sampling, first = request.sampling, not sent
         sequence.deltas.put_nowait(
             GenerationDelta(
                 text=text, token_ids=tuple(map(ord, text)), num_prompt_tokens=len(request.prompt_token_ids),
-                num_generation_tokens=sequence.num_sent, logprobs=(-0.5,) * len(text) if logprobs else (),
-                token_texts=tuple(text) if logprobs else (), finish_reason="length" if done else None,
+                num_generation_tokens=sequence.num_sent, logprobs=_scored(map(ord, text), sampling.logprobs),
+                prompt_logprobs=_scored(request.prompt_token_ids[1:], sampling.prompt_logprobs) if first else (),
+                finish_reason="length" if done else None,
                 num_cached_tokens=self._num_cached_tokens,
             )
         )  # fmt: skip
@@ -226,6 +228,16 @@ class FakeEngine:
     async def wait_drained(self) -> None:
         """Wait until idle."""
         await self._idle.wait()
+
+
+def _scored(token_ids: Iterable[int], num_top: int | None) -> tuple[ScoredToken, ...]:
+    """Each token is the most probable one at its place, and those after it in the alphabet follow."""
+    if num_top is None:
+        return ()
+    return tuple(
+        ScoredToken(token, chr(token), -0.5, 1, tuple((token + i, chr(token + i), -0.5 - i) for i in range(num_top)))
+        for token in token_ids
+    )
 
 
 class _Deltas(AsyncGenerator[GenerationDelta, None]):

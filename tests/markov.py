@@ -10,12 +10,13 @@ from scipy import stats
 from torch import Tensor
 
 from smartspec.execution.batch import Segment
+from smartspec.execution.logit_rules import LogitRules
 from smartspec.execution.proposers import Drafts, Proposer
 from smartspec.execution.verifier import VerificationRow, verify
 from smartspec.policy.types import Decision, Verifier
 from smartspec.policy.types import Proposer as ProposerName
 from smartspec.scheduling.output import Proposal, ScheduledRequest, SchedulerOutput
-from smartspec.scheduling.request import SamplingParams
+from smartspec.scheduling.request import LogitRule, RuledText, SamplingParams
 
 Floats = NDArray[np.float64]
 Tamper = Callable[[SchedulerOutput, Drafts], Drafts]
@@ -50,6 +51,7 @@ class ToyRequest:
     proposer: ProposerName = "draft"
     lengths: tuple[int, ...] = (2,)
     prompt: tuple[int, ...] = (0,)
+    rule: LogitRule | None = None
 
 
 def generate(
@@ -64,15 +66,17 @@ def generate(
     """Speculate by the real proposer and verifier until each has *num_tokens* tokens; *tamper* may plant a bug."""
     proposer = Proposer(draft, vocab_size=len(target.table), eos_token_ids=eos_token_ids)
     texts = [list(r.prompt) for r in requests]
+    ruled = [RuledText.of(r.sampling, t, len(r.prompt), r.rule) for r, t in zip(requests, texts, strict=True)]
+    rules = LogitRules(eos_token_ids)
     step = 0
     while active := [i for i, r in enumerate(requests) if len(texts[i]) < len(r.prompt) + num_tokens]:
-        plan = SchedulerOutput(tuple(_schedule(i, requests[i], texts[i], step) for i in active), Decision())
+        plan = SchedulerOutput(tuple(_schedule(i, requests[i], texts[i], ruled[i], step) for i in active), Decision())
         drafts = proposer.propose(plan)
         if tamper is not None:
             drafts = tamper(plan, drafts)
         rows = [_row(r, drafts) for r in plan.scheduled]
         inputs = [t for i, row in zip(active, rows, strict=True) for t in (texts[i][-1], *_proposed(row))]
-        for i, sampled in zip(active, verify(target.table[inputs], rows, eos_token_ids=eos_token_ids), strict=True):
+        for i, sampled in zip(active, verify(target.table[inputs], rows, rules), strict=True):
             texts[i] += sampled.token_ids
         step += 1
     return [tuple(t[len(r.prompt) : len(r.prompt) + num_tokens]) for r, t in zip(requests, texts, strict=True)]
@@ -135,7 +139,7 @@ def with_lengths(drafts: Drafts, lengths: dict[str, int]) -> Drafts:
     return replace(drafts, proposals=proposals, draft_probs=probs)
 
 
-def _schedule(index: int, request: ToyRequest, text: list[int], step: int) -> ScheduledRequest:
+def _schedule(index: int, request: ToyRequest, text: list[int], ruled: RuledText | None, step: int) -> ScheduledRequest:
     """One request's part of a plan. A lookup guesses that the text goes on as 1, 2, 3 ... from its last token."""
     length = request.lengths[min(step, len(request.lengths) - 1)]
     return ScheduledRequest(
@@ -151,6 +155,7 @@ def _schedule(index: int, request: ToyRequest, text: list[int], step: int) -> Sc
         proposer=request.proposer if length else None,
         num_speculative_tokens=length,
         lookup_tokens=tuple((text[-1] + 1 + j) % 4 for j in range(length)),
+        ruled=ruled,
         draft_start=len(text) - 1,
         catchup_token_ids=text[-1:],
     )
@@ -161,10 +166,10 @@ def _row(request: ScheduledRequest, drafts: Drafts) -> VerificationRow:
         request.sampling,
         request.noise_seed,
         request.start + 1,
-        request.num_output_tokens,
         request.verifier,
         drafts.proposals.get(request.request_id),
         drafts.draft_probs.get(request.request_id),
+        request.ruled,
     )
 
 

@@ -182,6 +182,7 @@ class AsyncEngine(Generic[D]):
                     arrival_time=stream.arrival_time,
                     speculation=request.speculation,
                     cache_salt=request.cache_salt,
+                    rule=request.rule,
                     eos_token_ids=loaded.eos_token_ids,
                     verifier=self._verifier(sampling),
                 )

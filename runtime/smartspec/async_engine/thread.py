@@ -6,6 +6,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from smartspec.async_engine.detokenizer import Detokenizer
+from smartspec.async_engine.token_texts import TokenTexts
 from smartspec.engine import Engine
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.scheduling.client import EngineInfo, GenerationDelta, Tokenizer
@@ -105,6 +106,7 @@ class EngineThread(Generic[D]):
         self._scheduler = loaded.engine.scheduler
         self._policy = loaded.policy
         self._tokenizer = loaded.tokenizer
+        self._token_texts = TokenTexts(loaded.tokenizer)
         self._commands = commands
         self._report = report
         self._clock = clock
@@ -187,16 +189,13 @@ class EngineThread(Generic[D]):
         if finish_reason is not None:
             del self._requests[output.request_id]
         token_ids = output.new_token_ids[: piece.num_tokens]
-        wants_texts = request.sampling.logprobs
         return GenerationDelta(
             text=piece.text,
             token_ids=token_ids,
             num_prompt_tokens=request.num_prompt_tokens,
             num_generation_tokens=num_generated,
-            logprobs=output.logprobs[: piece.num_tokens],
-            token_texts=tuple(self._tokenizer.decode((token_id,), skip_special_tokens=False) for token_id in token_ids)
-            if wants_texts
-            else (),
+            logprobs=self._token_texts.name(output.logprobs[: piece.num_tokens]),
+            prompt_logprobs=self._token_texts.name(output.prompt_logprobs),
             finish_reason=finish_reason,
             num_cached_tokens=request.num_cached_tokens,
         )

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 
 from smartspec.execution.batch import Segment
+from smartspec.execution.logit_rules import LogitRules
+from smartspec.execution.logprobs import score
 from smartspec.execution.proposers import Drafts
 from smartspec.execution.verifier import VerificationRow, verify
 from smartspec.policy.types import StepFeatures, StepSeconds
@@ -16,6 +18,7 @@ from smartspec.scheduling.output import (
     ScheduledRequest,
     SchedulerOutput,
 )
+from smartspec.scheduling.request import TokenLogprob
 
 
 class TargetModel(Protocol):
@@ -30,7 +33,7 @@ class ModelRunner:
 
     def __init__(self, target: TargetModel, *, eos_token_ids: frozenset[int] = frozenset()) -> None:
         self._target = target
-        self._eos_token_ids = eos_token_ids
+        self._rules = LogitRules(eos_token_ids)
 
     def execute(self, plan: SchedulerOutput, drafts: Drafts) -> ModelRunnerOutput:
         """One ragged forward of committed tokens and proposals, and what the verifiers keep of it.
@@ -42,7 +45,8 @@ class ModelRunner:
         logits = self._target.forward(segments)
         sampling = [(r, nodes) for r, nodes in zip(plan.scheduled, proposals, strict=True) if r.samples]
         rows = [_row(request, nodes, drafts) for request, nodes in sampling]
-        results = verify(logits, rows, eos_token_ids=self._eos_token_ids)
+        scored, logits = _score_prompts(plan, segments, logits)
+        results = verify(logits, rows, self._rules)
         sampled = {request.request_id: result for (request, _), result in zip(sampling, results, strict=True)}
         return ModelRunnerOutput(
             sampled=sampled,
@@ -53,16 +57,38 @@ class ModelRunner:
             },
             features=_features(plan, segments, drafts),
             seconds=StepSeconds(draft=0.0, target=0.0, host=0.0),
+            prompt_logprobs=scored,
         )
 
 
 def _segment(request: ScheduledRequest, nodes: Proposal | None) -> Segment:
     """The request's rows: committed tokens, then its proposal; logits from the newest committed one on."""
     if nodes is None:
-        return Segment(request.token_ids, request.start, request.block_table, int(request.samples))
+        num_logits = len(request.prompt_targets) + request.samples
+        return Segment(request.token_ids, request.start, request.block_table, num_logits)
     if not nodes.is_chain:
         raise ValueError(f"proposal must be a chain, got a tree with parents {nodes.parents}")
     return Segment([*request.token_ids, *nodes.token_ids], request.start, request.block_table, len(nodes) + 1)
+
+
+def _score_prompts(
+    plan: SchedulerOutput, segments: list[Segment], logits: torch.Tensor
+) -> tuple[dict[str, list[TokenLogprob]], torch.Tensor]:
+    """Log probabilities of the prompt tokens that the plan asks for, and the rows of *logits* to sample from."""
+    if not any(request.prompt_targets for request in plan.scheduled):
+        return {}, logits
+    scored: dict[str, list[TokenLogprob]] = {}
+    sampled: list[torch.Tensor] = []
+    begin = 0
+    for request, segment in zip(plan.scheduled, segments, strict=True):
+        middle, end = begin + len(request.prompt_targets), begin + segment.num_logits
+        if request.prompt_targets:
+            num_top = request.sampling.prompt_logprobs or 0
+            targets = request.prompt_targets
+            scored[request.request_id] = score(logits[begin:middle], targets, [num_top] * len(targets))
+        sampled.append(logits[middle:end])
+        begin = end
+    return scored, torch.cat(sampled)
 
 
 def _row(request: ScheduledRequest, nodes: Proposal | None, drafts: Drafts) -> VerificationRow:
@@ -70,10 +96,10 @@ def _row(request: ScheduledRequest, nodes: Proposal | None, drafts: Drafts) -> V
         sampling=request.sampling,
         noise_seed=request.noise_seed,
         position=request.start + len(request.token_ids),
-        num_output_tokens=request.num_output_tokens,
         verifier=request.verifier,
         proposal=nodes,
         draft_probs=drafts.draft_probs.get(request.request_id),
+        ruled=request.ruled,
     )
 
 

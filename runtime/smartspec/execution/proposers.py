@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from smartspec.execution.batch import Segment
+from smartspec.execution.logit_rules import LogitRules, Span
 from smartspec.execution.noise import Purpose, sample, seed_tensor, stream_keys
-from smartspec.execution.sampler import SamplingTensors, ban_endings, process_logits
+from smartspec.execution.sampler import SamplingTensors, process_logits
 from smartspec.scheduling.output import Proposal, ScheduledRequest, SchedulerOutput
 
 
@@ -59,7 +60,7 @@ class Proposer:
     ) -> None:
         self._draft = draft
         self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self._rules = LogitRules(eos_token_ids)
         self._max_num_batched_tokens = max_num_batched_tokens
 
     def propose(self, plan: SchedulerOutput) -> Drafts:
@@ -86,7 +87,7 @@ class Proposer:
     ) -> Drafts:
         lengths = [r.draft_start + len(r.catchup_token_ids) for r in requests]
         chains: list[list[int]] = [[] for _ in requests]
-        draws = _Draws(requests, lengths, self._eos_token_ids)
+        draws = _Draws(requests, lengths, self._rules)
         batch_by_depth: list[int] = []
         context_tokens = 0
         active = len(requests)
@@ -101,7 +102,7 @@ class Proposer:
                 logits = draft.forward(
                     [Segment(chains[i][-1:], lengths[i] + depth - 1, requests[i].block_table, 1) for i in range(active)]
                 )
-            for chain, token in zip(chains, draws.draw(logits[:, : self._vocab_size], depth), strict=False):
+            for chain, token in zip(chains, draws.draw(logits[:, : self._vocab_size], chains), strict=False):
                 chain.append(token)
         return Drafts(
             proposals | {r.request_id: Proposal.chain(chain) for r, chain in zip(requests, chains, strict=True)},
@@ -126,12 +127,12 @@ class _Draws:
     of that position; a rejection request with noise of its own, and the distribution drawn from is kept.
     """
 
-    def __init__(self, requests: list[ScheduledRequest], lengths: list[int], eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, requests: list[ScheduledRequest], lengths: list[int], rules: LogitRules) -> None:
         self._requests = requests
-        self._eos_token_ids = eos_token_ids
+        self._rules = rules
+        self._ruled = [(i, r.ruled) for i, r in enumerate(requests) if r.ruled is not None]
         self._random = [i for i, r in enumerate(requests) if not (r.verifier == "greedy" or r.sampling.is_greedy)]
         self._rejection = [i for i in self._random if requests[i].verifier == "rejection"]
-        self._bans = any(r.num_output_tokens < r.sampling.min_tokens for r in requests)
         self._starts: list[int] = []
         kept = 0
         for i in self._rejection:
@@ -143,13 +144,11 @@ class _Draws:
         self._params: SamplingTensors | None = None
         self._num_params = 0
 
-    def draw(self, logits: Tensor, depth: int) -> list[int]:
-        """The tokens at *depth* of the first `len(logits)` requests."""
-        active = len(logits)
-        if self._bans:
-            requests = self._requests[:active]
-            counts = [r.num_output_tokens + depth for r in requests]
-            logits = ban_endings(logits, [r.sampling for r in requests], counts, self._eos_token_ids)
+    def draw(self, logits: Tensor, chains: Sequence[Sequence[int]]) -> list[int]:
+        """The next tokens of the first `len(logits)` requests, whose tokens so far are *chains*."""
+        active, depth = len(logits), len(chains[0])
+        spans = [Span(i, text, chains[i], depth) for i, text in self._ruled if i < active]
+        self._rules.adjust(logits, spans)
         random = [i for i in self._random if i < active]
         if not random:
             return logits.argmax(dim=1).tolist()

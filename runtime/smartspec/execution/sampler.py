@@ -1,4 +1,4 @@
-"""From logits to the distribution a token is drawn from: temperature, top-k, top-p, min-p and banned endings.
+"""From logits to the distribution a token is drawn from: temperature, top-k, top-p and min-p.
 
 The same processing applies to the target's rows before acceptance and to the draft's rows before drafting. Every
 operation works on each row alone and gives the same bits whatever else is in the batch.
@@ -74,33 +74,6 @@ def process_logits(logits: Tensor, params: SamplingTensors) -> Tensor:
     kept = kept.masked_fill_(kept < thresholds[params.filtered, None], -torch.inf)
     log_probs[params.filtered] = torch.log_softmax(kept, dim=-1)
     return log_probs
-
-
-def ban_endings(
-    logits: Tensor, params: Sequence[SamplingParams], num_output_tokens: Sequence[int], eos_token_ids: frozenset[int]
-) -> Tensor:
-    """Logits with -inf for each token that would end its row's request before `min_tokens`; others' rows untouched.
-
-    A row that would be the n-th output token has n - 1 in *num_output_tokens*. *logits* itself is not written to.
-    """
-    rows: list[int] = []
-    tokens: list[int] = []
-    for row, (sampling, count) in enumerate(zip(params, num_output_tokens, strict=True)):
-        if count < sampling.min_tokens:
-            endings = sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | eos_token_ids
-            tokens += [token for token in endings if 0 <= token < logits.shape[1]]
-            rows += [row] * (len(tokens) - len(rows))
-    if not rows:
-        return logits
-    return logits.index_put(
-        (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device)),
-        logits.new_tensor(-torch.inf),
-    )
-
-
-def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log probability of one token per row under the model itself, before temperature and filters."""
-    return torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
 
 
 def _rank_thresholds(log_probs: Tensor, rows: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -11,16 +11,18 @@ Three verifiers, mixed freely in one call:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
 
+from smartspec.execution.logit_rules import LogitRules, Span
+from smartspec.execution.logprobs import score
 from smartspec.execution.noise import Purpose, sample, seed_tensor, stream_keys, uniform
-from smartspec.execution.sampler import SamplingTensors, ban_endings, chosen_logprobs, process_logits
+from smartspec.execution.sampler import SamplingTensors, process_logits
 from smartspec.policy.types import Verifier
 from smartspec.scheduling.output import Proposal, SampledTokens
-from smartspec.scheduling.request import SamplingParams
+from smartspec.scheduling.request import RuledText, SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,16 @@ class VerificationRow:
 
     `position` is the absolute position of the first token to choose: the committed length. `draft_probs` is float
     [len(proposal), draft vocab], the distributions the proposal was drawn from; None says that the proposal is
-    deterministic (copied, or an argmax).
+    deterministic (copied, or an argmax). `ruled` is the committed text with what adjusts its logits, if anything does.
     """
 
     sampling: SamplingParams
     noise_seed: int
     position: int
-    num_output_tokens: int
     verifier: Verifier
     proposal: Proposal | None = None
     draft_probs: Tensor | None = None
+    ruled: RuledText | None = None
 
     @property
     def num_proposed(self) -> int:
@@ -78,13 +80,12 @@ class _Batch:
 
 
 @torch.inference_mode()
-def verify(
-    logits: Tensor, rows: Sequence[VerificationRow], *, eos_token_ids: frozenset[int] = frozenset()
-) -> list[SampledTokens]:
+def verify(logits: Tensor, rows: Sequence[VerificationRow], rules: LogitRules | None = None) -> list[SampledTokens]:
     """Accept a prefix of each proposal and choose one token more.
 
     *logits* is float32 [sum(num_proposed + 1), vocab]: per request one row for each proposed token and one past the
-    last, in order. Returns one result per row of *rows*; it depends on that row alone, not on the others.
+    last, in order; those that *rules* adjust are written to. Returns one result per row of *rows*; it depends on that
+    row alone, not on the others.
     """
     offsets = _offsets(rows)
     total = offsets[-1] + rows[-1].num_proposed + 1 if rows else 0
@@ -92,7 +93,14 @@ def verify(
         raise ValueError(f"logits must have {total} rows for these proposals, got {logits.shape[0]}")
     for row in rows:
         _check(row)
-    processed = _ban_endings(logits, rows, eos_token_ids)
+    spans = [
+        Span(offset, row.ruled, row.proposal.token_ids if row.proposal else ())
+        for row, offset in zip(rows, offsets, strict=True)
+        if row.ruled is not None
+    ]
+    raw = _raw_logits(logits, rows, offsets)
+    if spans:
+        (rules or LogitRules()).adjust(logits, spans)
 
     greedy = [i for i, row in enumerate(rows) if row.verifier == "greedy" or row.sampling.is_greedy]
     coupled = [i for i, row in enumerate(rows) if row.verifier == "coupled" and not row.sampling.is_greedy]
@@ -100,11 +108,11 @@ def verify(
     tokens: list[tuple[int, ...]] = [()] * len(rows)
     for which, method in ((greedy, _verify_greedy), (coupled, _verify_coupled), (rejection, _verify_rejection)):
         if which:
-            for i, kept in zip(which, method(_Batch.select(rows, offsets, processed, which)), strict=True):
+            for i, kept in zip(which, method(_Batch.select(rows, offsets, logits, which)), strict=True):
                 tokens[i] = kept
-    logprobs = _logprobs(logits, rows, offsets, tokens)
+    logprobs = _logprobs(raw, rows, tokens)
     return [
-        SampledTokens(kept, num_drafted=row.num_proposed, num_accepted=len(kept) - 1, logprobs=logprobs[i])
+        SampledTokens(kept, num_drafted=row.num_proposed, num_accepted=len(kept) - 1, logprobs=logprobs.get(i, ()))
         for i, (row, kept) in enumerate(zip(rows, tokens, strict=True))
     ]
 
@@ -209,29 +217,31 @@ def _draft_rows(rejected: Sequence[tuple[VerificationRow, int]], vocab: int, dev
     return draft
 
 
+def _raw_logits(logits: Tensor, rows: Sequence[VerificationRow], offsets: list[int]) -> dict[int, Tensor]:
+    """The logits of requests that ask for log probabilities, as the model gave them: copies where they are adjusted."""
+    raw: dict[int, Tensor] = {}
+    for i, row in enumerate(rows):
+        if row.sampling.logprobs is not None:
+            own = logits[offsets[i] : offsets[i] + row.num_proposed + 1]
+            raw[i] = own if row.ruled is None else own.clone()
+    return raw
+
+
 def _logprobs(
-    logits: Tensor, rows: Sequence[VerificationRow], offsets: list[int], tokens: list[tuple[int, ...]]
-) -> list[tuple[float, ...]]:
-    """Raw log probabilities of the chosen tokens, for requests that ask."""
-    asking = [i for i, row in enumerate(rows) if row.sampling.logprobs]
-    results: list[tuple[float, ...]] = [()] * len(rows)
-    if asking:
-        places = torch.tensor([offsets[i] + j for i in asking for j in range(len(tokens[i]))], device=logits.device)
-        chosen = torch.tensor([token for i in asking for token in tokens[i]], device=logits.device)
-        values, start = chosen_logprobs(logits[places], chosen).tolist(), 0
-        for i in asking:
-            results[i] = tuple(values[start : start + len(tokens[i])])
-            start += len(tokens[i])
-    return results
-
-
-def _ban_endings(logits: Tensor, rows: Sequence[VerificationRow], eos_token_ids: frozenset[int]) -> Tensor:
-    """`ban_endings` over all rows of logits, if any request is still short of its `min_tokens`."""
-    if all(row.num_output_tokens >= row.sampling.min_tokens for row in rows):
-        return logits
-    params = [row.sampling for row in rows for _ in range(row.num_proposed + 1)]
-    counts = [row.num_output_tokens + j for row in rows for j in range(row.num_proposed + 1)]
-    return ban_endings(logits, params, counts, eos_token_ids)
+    raw: dict[int, Tensor], rows: Sequence[VerificationRow], tokens: list[tuple[int, ...]]
+) -> dict[int, tuple[TokenLogprob, ...]]:
+    """Of the chosen tokens, by the number of the request in *rows*."""
+    if not raw:
+        return {}
+    logits = torch.cat([own[: len(tokens[i])] for i, own in raw.items()])
+    scored = iter(
+        score(
+            logits,
+            [token for i in raw for token in tokens[i]],
+            [rows[i].sampling.logprobs or 0 for i in raw for _ in tokens[i]],
+        )
+    )
+    return {i: tuple(islice(scored, len(tokens[i]))) for i in raw}
 
 
 def _check(row: VerificationRow) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
 from smartspec.scheduling.output import StepStats
-from smartspec.scheduling.request import FinishReason, SamplingParams, SpeculationParams
+from smartspec.scheduling.request import FinishReason, LogitRule, SamplingParams, SpeculationParams
 
 
 class QueueFullError(Exception):
@@ -47,6 +47,20 @@ class GenerationRequest:
     speculation: SpeculationParams = SpeculationParams()
     cache_salt: str = ""
     """Computed prefixes are shared only with requests of the same salt."""
+    rule: LogitRule | None = None
+    """Adjusts the logits beyond what `sampling` says; made for this sequence alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token with what the model itself says of it: log probability, rank (1: most probable), and the most probable
+    tokens at its place, as many as were asked for, each as (id, text, log probability)."""
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +70,16 @@ class GenerationDelta:
 
     `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
     `num_cached_tokens` of the prompt were found computed.
-    `token_texts` parallels `token_ids` when logprobs were asked for.
+    `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
+    prompt from its second token on.
     """
 
     text: str
     token_ids: tuple[int, ...]
     num_prompt_tokens: int
     num_generation_tokens: int
-    logprobs: tuple[float, ...] = ()
-    token_texts: tuple[str, ...] = ()
+    logprobs: tuple[ScoredToken, ...] = ()
+    prompt_logprobs: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from smartspec.policy.types import Decision, Proposer, StepFeatures, StepSeconds, Verifier
-from smartspec.scheduling.request import FinishReason, SamplingParams
+from smartspec.scheduling.request import FinishReason, RuledText, SamplingParams, TokenLogprob
 
 
 class Proposal(Struct, frozen=True, gc=False):
@@ -44,6 +44,8 @@ class ScheduledRequest(Struct, frozen=True, gc=False):
     drawn. `proposer` with `num_speculative_tokens` is the policy's choice; `lookup_tokens` are the copied tokens when
     the proposer is "lookup". `draft_start` is the draft model's own progress (<= start), and `catchup_token_ids` the
     committed tokens from `draft_start` up to and including the newest that the draft must be fed before it drafts.
+    `ruled` is the text with what adjusts its logits, None for most. `prompt_targets` are the prompt tokens that the
+    last rows foretell and whose log probabilities are wanted (a row that samples comes behind them).
     Blocks for all rows, speculative ones included, are in `block_table` already.
     """
 
@@ -60,6 +62,8 @@ class ScheduledRequest(Struct, frozen=True, gc=False):
     num_speculative_tokens: int = 0
     lookup_tokens: tuple[int, ...] = ()
     lookup_match_tokens: int = 0
+    ruled: RuledText | None = None
+    prompt_targets: Sequence[int] = ()
     draft_start: int = 0
     catchup_token_ids: Sequence[int] = ()
 
@@ -94,7 +98,7 @@ class SampledTokens(Struct, frozen=True, gc=False):
     token_ids: tuple[int, ...]
     num_drafted: int = 0
     num_accepted: int = 0
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +107,27 @@ class ModelRunnerOutput:
 
     `num_draft_computed[request_id]` is the draft model's progress in tokens after the step, for requests that used it
     (already cut back to what was accepted). `features` is what really ran, `seconds` how long.
+    `prompt_logprobs[request_id]` parallels the plan's `prompt_targets`.
     """
 
     sampled: dict[str, SampledTokens]
     num_draft_computed: dict[str, int]
     features: StepFeatures
     seconds: StepSeconds
+    prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
 
 
 class RequestOutput(Struct, frozen=True, gc=False):
-    """New tokens of one request after a step, and its end if it came."""
+    """New tokens of one request after a step, and its end if it came. With the first ones comes what was
+    asked of the prompt's tokens, from the second on (nothing foretells the first)."""
 
     request_id: str
     new_token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     num_drafted: int = 0
     num_accepted: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,18 @@
 """One request: what was asked, and how far it has come."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
 
 from smartspec.policy.types import SpeculationMode, Verifier
 
 FinishReason = Literal["stop", "length", "abort"]
+
+MAX_SCORED_TOKENS = 256
+"""Prompt tokens scored in a step: each needs a row of logits, as wide as the vocabulary."""
 
 
 class RequestStatus(Enum):
@@ -21,8 +27,10 @@ class RequestStatus(Enum):
 class SamplingParams:
     """How to choose tokens and when to end. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
 
+    The penalties and `logit_bias` (token id, what is added) are as in OpenAI's and vLLM's APIs.
     `seed` is the user's, None when none was named. `stop` strings are matched on text, by whoever detokenises;
-    everything else is on token ids. `logprobs` asks for the chosen token's log probability.
+    everything else is on token ids. `logprobs` asks for each chosen token's log probability and those of so many of the
+    most probable ones beside it, `prompt_logprobs` for the same of the prompt's tokens.
     """
 
     max_tokens: int = 16
@@ -35,7 +43,27 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     min_tokens: int = 0
-    logprobs: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def penalises(self) -> bool:
+        """Whether logits depend on which tokens the text has."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether logits of single tokens are changed, `min_tokens` apart."""
+        return bool(self.logit_bias) or self.penalises
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether anything is done to the logits before temperature."""
+        return self.min_tokens > 0 or self.edits_logits
 
     @property
     def is_greedy(self) -> bool:
@@ -51,6 +79,78 @@ class SpeculationParams:
     max_tokens: int | None = None
 
 
+class TokenLogprob(Struct, frozen=True, gc=False):
+    """What the model itself says of one token: its log probability, its rank (1: most probable), and the most probable
+    tokens at its place with theirs, as many as were asked for."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class LogitRule(Protocol):
+    """What may follow a text, beyond `SamplingParams`: a grammar, say. One instance serves one sequence.
+
+    Everything it does must be a function of the text and of the tokens ahead alone, never of how often or in what
+    portions it was asked: steps bring any number of tokens, drafts are asked about tokens that are then rejected, and
+    a preempted request comes back with the same text. State that follows the committed text is a cache of that
+    function; committed tokens are never taken back.
+    """
+
+    failure: str | None = None
+    """Why the rule can say no more, if so: the request ends with its text incomplete."""
+
+    def adjust(self, logits: Any, text: "RuledText", ahead: Sequence[int], first: int) -> None:
+        """Write to *logits*, a float32 tensor [len(ahead) + 1 - first, vocab], in place.
+
+        Row i is for the token after `text` and `ahead[: first + i]`, which are speculated. The draft asks for one row
+        at a time (`first == len(ahead)`), the target for all at once (`first == 0`). `vocab` may be narrower than the
+        tokenizer's, or wider (a padded one). Where `ahead` holds a token that the rule forbids, the rows behind it
+        are never used and may be left alone; no row may be left without any finite logit.
+        """
+
+    def permits(self, text: "RuledText", ahead: Sequence[int]) -> int:
+        """How many tokens of *ahead* may follow *text*, one after the other; unless it is known, all of them."""
+        return len(ahead)
+
+    def forces(self, text: "RuledText") -> Sequence[int]:
+        """The tokens that *text* goes on with, as far as there is only one way to go on."""
+        return ()
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class RuledText:
+    """One request's prompt and output, committed tokens only, with what adjusts the logits behind it.
+
+    `token_ids` is the request's own list and grows with it. Made once a request (`eq=False`: it is itself), so that
+    what was counted so far can be kept by it.
+    """
+
+    sampling: SamplingParams
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    rule: LogitRule | None = None
+
+    @classmethod
+    def of(
+        cls, sampling: SamplingParams, token_ids: Sequence[int], num_prompt_tokens: int, rule: LogitRule | None = None
+    ) -> "RuledText | None":
+        """None where nothing adjusts the logits."""
+        if rule is None and not sampling.adjusts_logits:
+            return None
+        return cls(sampling, token_ids, num_prompt_tokens, rule)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Committed output."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def output_from(self, start: int) -> Sequence[int]:
+        """Committed output tokens from the *start*-th on."""
+        return self.token_ids[self.num_prompt_tokens + start :]
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """State of one request, owned by the scheduler; `eq=False`: a request is itself, not its contents.
@@ -61,6 +161,8 @@ class Request:
 
     `cache_salt`: only requests with an equal one share a prefix. `num_cached_tokens` were found computed when the
     request first left the queue; `num_shared_tokens` of its tokens lie in blocks found, not computed, this time.
+    `prompt_logprobs` are those of its prompt tokens from the second on, as far as they were wanted and computed.
+    `rule` adjusts its logits beyond what `sampling` says; `ruled` is None where nothing adjusts them.
     `block_keys` are those of its full blocks, as far as anyone has asked; `num_published_blocks` were published.
     """
 
@@ -73,6 +175,7 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     priority: int = 0
     cache_salt: str = ""
+    rule: LogitRule | None = None
     token_ids: list[int] = field(default_factory=list)
     verifier: Verifier = "greedy"
     num_computed_tokens: int = 0
@@ -85,9 +188,12 @@ class Request:
     num_shared_tokens: int = 0
     num_published_blocks: int = 0
     block_keys: list[bytes] = field(default_factory=list)
+    ruled: RuledText | None = field(init=False)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
+        self.ruled = RuledText.of(self.sampling, self.token_ids, len(self.prompt_token_ids), self.rule)
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +204,23 @@ class Request:
     def num_prompt_tokens(self) -> int:
         """Length of the prompt."""
         return len(self.prompt_token_ids)
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether log probabilities of prompt tokens are still to come: each needs its row computed."""
+        wanted = self.sampling.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) < len(self.prompt_token_ids) - 1
+
+    def prompt_targets(self, start: int, end: int) -> list[int]:
+        """The prompt tokens to score when tokens *start* to *end* are computed: each row foretells the next one."""
+        if self.sampling.prompt_logprobs is None:
+            return []
+        return self.prompt_token_ids[max(start, len(self.prompt_logprobs)) + 1 : end + 1]
+
+    def chunk(self, budget: int, scorable: int) -> int:
+        """How many of its remaining tokens go into a step with room for *budget*, *scorable* of them to be scored."""
+        num_tokens = min(self.num_remaining_tokens, budget)
+        return min(num_tokens, scorable) if self.is_scoring else num_tokens
 
     @property
     def num_output_tokens(self) -> int:

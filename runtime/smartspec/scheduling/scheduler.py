@@ -17,7 +17,7 @@ from smartspec.scheduling.block_pool import BlockPool
 from smartspec.scheduling.client import InvalidRequestError
 from smartspec.scheduling.output import ModelRunnerOutput, RequestOutput, ScheduledRequest, SchedulerOutput, StepOutput
 from smartspec.scheduling.prefix_cache import PrefixCache
-from smartspec.scheduling.request import FinishReason, Request, RequestStatus
+from smartspec.scheduling.request import MAX_SCORED_TOKENS, FinishReason, Request, RequestStatus
 from smartspec.scheduling.speculation import Grant, SpeculationRoom
 from smartspec.scheduling.stopping import finish_reason_at
 
@@ -186,20 +186,23 @@ class Scheduler:
             budget = min(budget, max(1, limits.max_prefill_tokens))
         chunks: list[tuple[Request, int]] = []
         newcomers: list[Request] = []
+        scorable = MAX_SCORED_TOKENS
         for request in self.running:
-            num = min(request.num_remaining_tokens, budget) if request.num_remaining_tokens > 1 else 0
+            num = request.chunk(budget, scorable) if request.num_remaining_tokens > 1 else 0
             if num:
                 self._prefixes.publish(request, request.num_computed_tokens + num)
                 chunks.append((request, num))
                 budget -= num
+                scorable -= num if request.is_scoring else 0
         max_running = self._max_running(limits)
         while admits and self.waiting and budget and len(self.running) < max_running:
             request = self.waiting[0]
             # Some blocks stay free for those who run already, or the newcomer is preempted within a few steps.
             watermark = self.pool.num_blocks // 100 + 1 if self.running else 0
-            found = self._prefixes.find(request)
+            # Whose prompt is scored needs the rows of all of it.
+            found = [] if request.is_scoring else self._prefixes.find(request)
             missing = self.pool.blocks_for(request.num_tokens) - self.pool.num_held(found)
-            if missing + watermark > self.pool.num_free:
+            if missing + watermark > self.pool.num_free or (request.is_scoring and not scorable):
                 break
             self.waiting.popleft()
             self._prefixes.take(request, found)
@@ -209,10 +212,11 @@ class Scheduler:
             if not request.num_preemptions:
                 request.num_cached_tokens = request.num_computed_tokens
                 newcomers.append(request)
-            num = min(request.num_remaining_tokens, budget)
+            num = request.chunk(budget, scorable)
             self._prefixes.publish(request, request.num_computed_tokens + num)
             chunks.append((request, num))
             budget -= num
+            scorable -= num if request.is_scoring else 0
         return chunks, newcomers
 
     def _max_running(self, limits: Limits) -> int:
@@ -237,6 +241,8 @@ class Scheduler:
             num_speculative_tokens=grant.num_tokens if grant else 0,
             lookup_match_tokens=grant.lookup_match_tokens if grant else 0,
             lookup_tokens=grant.lookup_tokens if grant else (),
+            ruled=request.ruled,
+            prompt_targets=request.prompt_targets(start, end),
             draft_start=request.num_draft_computed_tokens,
             catchup_token_ids=request.token_ids[request.num_draft_computed_tokens :] if drafts else (),
         )
@@ -250,6 +256,8 @@ class Scheduler:
         for scheduled in plan.scheduled:
             request = self._requests[scheduled.request_id]
             request.num_computed_tokens = scheduled.start + len(scheduled.token_ids)
+            if scheduled.prompt_targets:
+                request.prompt_logprobs += result.prompt_logprobs[scheduled.request_id]
             if scheduled.samples:
                 outputs.append(self._commit(request, scheduled, result, tally))
         self._policy.observe(tally.outcome())
@@ -286,6 +294,7 @@ class Scheduler:
             request_id=request.request_id,
             new_token_ids=sampled.token_ids[:num_kept],
             logprobs=sampled.logprobs[:num_kept],
+            prompt_logprobs=() if scheduled.num_output_tokens else tuple(request.prompt_logprobs),
             finish_reason=reason,
             num_drafted=sampled.num_drafted,
             num_accepted=min(sampled.num_accepted, num_kept),

@@ -3,20 +3,29 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 
-from smartspec.scheduling.client import EngineClient, GenerationDelta, GenerationRequest, NotAcceptingError
+from smartspec.scheduling.client import (
+    EngineClient,
+    GenerationDelta,
+    GenerationRequest,
+    NotAcceptingError,
+    ScoredToken,
+)
 from smartspec.server.context import CONTEXT
 from smartspec.server.errors import ApiError, as_api_error
 from smartspec.server.generation import Generation
+from smartspec.server.logprobs import mean_logprob
 from smartspec.server.protocol import GenerationBody, StreamOptions
 
 log = logging.getLogger(__name__)
+
+Deltas = AsyncIterator[tuple[int, GenerationDelta]]
 
 STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -26,8 +35,9 @@ class Choice:
     """One sequence of an answer, as far as it has come."""
 
     text: str = ""
-    token_texts: list[str] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[ScoredToken] = field(default_factory=list)
+    prompt_logprobs: Sequence[ScoredToken] = ()
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_generation_tokens: int = 0
@@ -66,14 +76,22 @@ async def answer(
     requests: Sequence[GenerationRequest],
     shape: Shape,
     headers: Mapping[str, str],
+    *,
+    best_of: int | None = None,
+    only_prompt: bool = False,
 ) -> web.StreamResponse:
-    """Generate *requests* (`body.n` in a row per prompt) and answer as the body asks."""
+    """Generate *requests* and answer as the body asks.
+
+    There are *best_of* in a row per prompt (None: `body.n`), of which the `body.n` best are returned. *only_prompt*:
+    what is generated is not wanted (an engine cannot generate nothing).
+    """
     context = request.app[CONTEXT]
     choices = [Choice() for _ in requests]
+    per_prompt = best_of or body.n
 
     def usage() -> dict[str, Any]:
-        prompt = sum(choice.num_prompt_tokens for choice in choices[:: body.n])  # a prompt counts once
-        cached = sum(choice.num_cached_tokens for choice in choices[:: body.n])
+        prompt = sum(choice.num_prompt_tokens for choice in choices[::per_prompt])  # a prompt counts once
+        cached = sum(choice.num_cached_tokens for choice in choices[::per_prompt])
         completion = sum(choice.num_generation_tokens for choice in choices)
         return {
             "prompt_tokens": prompt,
@@ -86,12 +104,20 @@ async def answer(
     if len(requests) > 1:
         _check_room(engine, len(requests), param="n" if body.n > 1 else "prompt")
     async with Generation(engine, requests, context.exposition, clock=context.clock) as generation:
+        deltas = _without_output(generation) if only_prompt else aiter(generation)
         if not body.stream:
-            return await _answer_whole(generation, shape, choices, usage, headers)
+            async for index, delta in deltas:
+                _take(choices[index], delta)
+            kept = _best(choices, per_prompt, body.n)
+            prompts = [one.prompt_token_ids for one in requests[::per_prompt] for _ in range(body.n)]
+            whole = _whole(shape, kept, prompts if body.return_token_ids else None)
+            data = msgspec.json.encode(whole | {"usage": usage()})
+            return web.Response(body=data, content_type="application/json", headers=headers)
         response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
         try:
             await response.prepare(request)
-            await _send_events(response, generation, shape, choices, usage, body.stream_options)
+            ids = [one.prompt_token_ids for one in requests] if body.return_token_ids else None
+            await _send_events(response, deltas, shape, choices, usage, body.stream_options, ids)
             await response.write_eof()
         except ConnectionError:
             log.debug("event=client_left")  # leaving the generation frees its blocks
@@ -106,32 +132,50 @@ def _check_room(engine: EngineClient, num_sequences: int, *, param: str) -> None
         raise ApiError(400, message, param=param)
 
 
-async def _answer_whole(
-    generation: Generation,
-    shape: Shape,
-    choices: Sequence[Choice],
-    usage: Callable[[], dict[str, Any]],
-    headers: Mapping[str, str],
-) -> web.Response:
+async def _without_output(generation: Generation) -> Deltas:
+    """The same deltas as of a request that generates nothing."""
     async for index, delta in generation:
-        _count(choices[index], delta)
-        choices[index].text += delta.text
-        choices[index].token_texts += delta.token_texts
-        choices[index].logprobs += delta.logprobs
-    data = msgspec.json.encode(shape.whole(choices) | {"usage": usage()})
-    return web.Response(body=data, content_type="application/json", headers=headers)
+        reason = "length" if delta.finish_reason == "stop" else delta.finish_reason
+        yield index, replace(delta, text="", token_ids=(), logprobs=(), num_generation_tokens=0, finish_reason=reason)
+
+
+def _best(choices: list[Choice], per_prompt: int, n: int) -> list[Choice]:
+    """Of each prompt's choices the *n* most probable per token, best first; in the order they have if these are all."""
+    kept: list[Choice] = []
+    for begin in range(0, len(choices), per_prompt):
+        group = choices[begin : begin + per_prompt]
+        for choice in group[1:]:  # whoever was asked to score the prompt did it for all
+            choice.prompt_logprobs = group[0].prompt_logprobs
+        if n < per_prompt:
+            group.sort(key=lambda choice: mean_logprob(choice.logprobs), reverse=True)
+        kept += group[:n]
+    return kept
+
+
+def _whole(shape: Shape, choices: Sequence[Choice], prompts: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+    """The complete answer with what both endpoints add to a choice; with *prompts*, token ids too."""
+    whole = shape.whole(choices)
+    for index, (written, choice) in enumerate(zip(whole["choices"], choices, strict=True)):
+        if prompts is not None:
+            written |= {"prompt_token_ids": prompts[index], "token_ids": choice.token_ids}
+    return whole
 
 
 async def _send_events(
     response: web.StreamResponse,
-    generation: Generation,
+    deltas: Deltas,
     shape: Shape,
     choices: Sequence[Choice],
     usage: Callable[[], dict[str, Any]],
     options: StreamOptions,
+    prompt_token_ids: Sequence[Sequence[int]] | None,
 ) -> None:
-    """Send chunks as they come, then `[DONE]`; an error on the way is an event of its own, and no `[DONE]`."""
+    """Send chunks as they come, then `[DONE]`; an error on the way is an event of its own, and no `[DONE]`.
+
+    With *prompt_token_ids*, token ids are sent too, those of the prompt with the choice's first chunk.
+    """
     opened: set[int] = set()
+    first_sent = [False] * len(choices)
 
     def chunks(index: int, delta: GenerationDelta) -> Iterator[dict[str, Any]]:
         if index not in opened:
@@ -139,11 +183,23 @@ async def _send_events(
             if (opening := shape.opening(index)) is not None:
                 yield opening
         # A step may bring tokens but no text yet (half a character, perhaps a stop string): nothing to show then.
-        if delta.text or delta.token_texts or delta.finish_reason or options.continuous_usage_stats:
-            yield shape.chunk(index, delta)
+        if (
+            delta.text
+            or delta.logprobs
+            or delta.finish_reason
+            or (prompt_token_ids is not None and delta.token_ids)
+            or options.continuous_usage_stats
+        ):
+            chunk = shape.chunk(index, delta)
+            if prompt_token_ids is not None:
+                chunk["choices"][0]["token_ids"] = delta.token_ids
+                if not first_sent[index]:
+                    chunk["choices"][0]["prompt_token_ids"] = prompt_token_ids[index]
+                first_sent[index] = True
+            yield chunk
 
     try:
-        async for index, delta in generation:
+        async for index, delta in deltas:
             _count(choices[index], delta)
             extra: dict[str, Any] = {}
             if options.continuous_usage_stats:
@@ -162,6 +218,15 @@ async def _send_events(
             log.exception("event=internal_error route=stream")
             refusal = ApiError(500, "internal error")
         await response.write(b"data: " + refusal.body() + b"\n\n")
+
+
+def _take(choice: Choice, delta: GenerationDelta) -> None:
+    """Add *delta* to its choice."""
+    _count(choice, delta)
+    choice.text += delta.text
+    choice.token_ids += delta.token_ids
+    choice.logprobs += delta.logprobs
+    choice.prompt_logprobs = choice.prompt_logprobs or delta.prompt_logprobs
 
 
 def _count(choice: Choice, delta: GenerationDelta) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 from aiohttp import web
 
-from smartspec.scheduling.client import GenerationDelta, GenerationRequest
+from smartspec.scheduling.client import GenerationDelta, GenerationRequest, ScoredToken
 from smartspec.server.answers import Choice, answer, new_id, now_unix
 from smartspec.server.context import CONTEXT, read_body
 from smartspec.server.errors import ApiError
+from smartspec.server.logprobs import chat_logprobs, prompt_logprobs
 from smartspec.server.parameters import (
     check_model,
+    check_prompt_logprobs,
     encode_chat,
     room_for_answer,
     sampling_params,
@@ -28,6 +30,7 @@ class ChatShape:
     model: str
     created: int
     with_logprobs: bool
+    num_prompt_top: int | None = None
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -38,10 +41,8 @@ class ChatShape:
             "choices": choices,
         }
 
-    def _logprobs(self, texts: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any] | None:
-        if not self.with_logprobs:
-            return None
-        return {"content": [_token(text, logprob) for text, logprob in zip(texts, logprobs, strict=True)]}
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+        return chat_logprobs(tokens) if self.with_logprobs else None
 
     def _chunk(
         self, index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish: str | None = None
@@ -55,7 +56,7 @@ class ChatShape:
 
     def chunk(self, index: int, delta: GenerationDelta) -> dict[str, Any]:
         """One chunk of a stream."""
-        logprobs = self._logprobs(delta.token_texts, delta.logprobs)
+        logprobs = self._logprobs(delta.logprobs)
         return self._chunk(index, {"content": delta.text} if delta.text else {}, logprobs, delta.finish_reason)
 
     def last_chunk(self) -> dict[str, Any]:
@@ -64,24 +65,22 @@ class ChatShape:
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The complete answer."""
-        return self._object(
+        answer = self._object(
             "chat.completion",
             [
                 {
                     "index": index,
                     "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": self._logprobs(choice.token_texts, choice.logprobs),
+                    "logprobs": self._logprobs(choice.logprobs),
                     "finish_reason": choice.finish_reason,
                 }
                 for index, choice in enumerate(choices)
             ],
         )
-
-
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    # Half a character has no text of its own, and its bytes are not known here.
-    octets = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
-    return {"token": text, "logprob": logprob, "bytes": octets, "top_logprobs": []}
+        if self.num_prompt_top is not None:
+            scored = choices[0].prompt_logprobs
+            answer["prompt_logprobs"] = prompt_logprobs(scored, num_top=self.num_prompt_top)
+        return answer
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
@@ -96,17 +95,27 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     token_ids = await encode_chat(engine.tokenizer, body.messages)
     wanted = body.max_completion_tokens or body.max_tokens
     max_tokens = room_for_answer(info, len(token_ids), wanted, param="messages")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    check_prompt_logprobs(body)
     speculation = speculation_params(body)
     answer_id = new_id("chatcmpl")
     requests = [
         GenerationRequest(
             f"{answer_id}-{choice}",
             token_ids,
-            sampling_params(body, max_tokens=max_tokens, logprobs=body.logprobs, choice=choice),
+            sampling_params(
+                info,
+                body,
+                max_tokens=max_tokens,
+                logprobs=body.top_logprobs if body.logprobs else None,
+                prompt_logprobs=None if choice else body.prompt_logprobs,
+                choice=choice,
+            ),
             speculation,
             body.cache_salt or "",
         )
         for choice in range(body.n)
     ]
-    shape = ChatShape(answer_id, info.model, now_unix(), body.logprobs)
+    shape = ChatShape(answer_id, info.model, now_unix(), body.logprobs, body.prompt_logprobs)
     return await answer(request, body, requests, shape, headers)

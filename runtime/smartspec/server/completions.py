@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 from aiohttp import web
 
-from smartspec.scheduling.client import GenerationDelta, GenerationRequest, Tokenizer
+from smartspec.scheduling.client import GenerationDelta, GenerationRequest, ScoredToken, Tokenizer
 from smartspec.server.answers import Choice, answer, new_id, now_unix
 from smartspec.server.context import CONTEXT, read_body
 from smartspec.server.errors import ApiError
+from smartspec.server.logprobs import completion_logprobs, prompt_logprobs
 from smartspec.server.parameters import (
+    beside_the_loop,
     check_model,
+    check_prompt_logprobs,
     check_vocabulary,
     encode,
     room_for_answer,
@@ -26,14 +28,29 @@ MAX_SEQUENCES = 256
 
 
 @dataclass(frozen=True)
+class Echo:
+    """A prompt to begin a choice's text with; `first` is the text of its first token."""
+
+    text: str
+    first: str
+
+
+@dataclass(frozen=True)
 class CompletionShape:
-    """How this endpoint writes; *with_logprobs* keeps track of where in the text each token begins."""
+    """How this endpoint writes. *num_top*: log probabilities are wanted, and of so many of the most probable tokens.
+
+    *echoes*: the prompt of each choice, where the text is to begin with it. *num_prompt_top*: the same as *num_top* for
+    log probabilities of the prompt, apart from the text.
+    """
 
     answer_id: str
     model: str
     created: int
-    with_logprobs: bool
+    num_top: int | None = None
+    echoes: Sequence[Echo] = ()
+    num_prompt_top: int | None = None
     _offsets: dict[int, int] = field(default_factory=dict)
+    _begun: set[int] = field(default_factory=set)
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -44,20 +61,33 @@ class CompletionShape:
             "choices": choices,
         }
 
-    def _logprobs(self, index: int, texts: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any] | None:
-        if not self.with_logprobs:
-            return None
-        *offsets, end = accumulate(map(len, texts), initial=self._offsets.get(index, 0))
-        self._offsets[index] = end
-        return {"tokens": texts, "token_logprobs": logprobs, "text_offset": offsets, "top_logprobs": None}
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        logprobs: Sequence[ScoredToken],
+        prompt: Sequence[ScoredToken],
+        finish_reason: str | None,
+    ) -> dict[str, Any]:
+        """A choice, or the next part of one: where each token begins goes on from the part before."""
+        echo = self.echoes[index] if self.echoes and index not in self._begun else None
+        self._begun.add(index)
+        written: dict[str, Any] | None = None
+        if self.num_top is not None:
+            tokens = logprobs if echo is None else (*prompt, *logprobs)
+            offset, first = self._offsets.get(index, 0), None if echo is None else echo.first
+            written = completion_logprobs(tokens, num_top=self.num_top, offset=offset, first=first)
+            self._offsets[index] = offset + sum(map(len, written["tokens"]))
+        text = text if echo is None else echo.text + text
+        return {"index": index, "text": text, "logprobs": written, "finish_reason": finish_reason}
 
     def opening(self, index: int) -> None:
         """Completions have no chunk before the first text."""
 
     def chunk(self, index: int, delta: GenerationDelta) -> dict[str, Any]:
         """One chunk of a stream."""
-        logprobs = self._logprobs(index, delta.token_texts, delta.logprobs)
-        return self._object([_choice(index, delta.text, logprobs, delta.finish_reason)])
+        choice = self._choice(index, delta.text, delta.logprobs, delta.prompt_logprobs, delta.finish_reason)
+        return self._object([choice])
 
     def last_chunk(self) -> dict[str, Any]:
         """The chunk without choices that carries the usage."""
@@ -65,18 +95,13 @@ class CompletionShape:
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The complete answer."""
-        return self._object(
-            [
-                _choice(
-                    index, choice.text, self._logprobs(index, choice.token_texts, choice.logprobs), choice.finish_reason
-                )
-                for index, choice in enumerate(choices)
-            ]
-        )
-
-
-def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+        written = []
+        for index, choice in enumerate(choices):
+            prompt = choice.prompt_logprobs
+            written.append(self._choice(index, choice.text, choice.logprobs, prompt, choice.finish_reason))
+            if self.num_prompt_top is not None:
+                written[-1]["prompt_logprobs"] = prompt_logprobs(prompt, num_top=self.num_prompt_top)
+        return self._object(written)
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
@@ -85,36 +110,80 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     body, headers = await read_body(request, CompletionBody)
     info = engine.info
     check_model(info, body.model)
-    if body.logprobs is not None and int(body.logprobs) not in (0, 1):
-        raise ApiError(400, "logprobs: only the chosen token's is given: 0 or 1", param="logprobs")
-    # For this endpoint 0 already asks for the chosen token's; only null and false ask for none.
-    with_logprobs = body.logprobs is not None and body.logprobs is not False
+    per_prompt = _sequences_per_prompt(body)
+    check_prompt_logprobs(body)
+    num_top = _num_top(body.logprobs)
+    prompt_top = body.prompt_logprobs
+    if body.echo and num_top is not None:
+        prompt_top = max(num_top, prompt_top or 0)
+    logprobs = 0 if num_top is None and per_prompt > body.n else num_top
     speculation = speculation_params(body)
     answer_id = new_id("cmpl")
     requests: list[GenerationRequest] = []
-    for token_ids in await _prompts(engine.tokenizer, body.prompt, most=MAX_SEQUENCES // body.n):
+    prompts = await _prompts(engine.tokenizer, body, most=MAX_SEQUENCES // per_prompt)
+    for token_ids in prompts:
         check_vocabulary(info, token_ids, param="prompt")
-        max_tokens = room_for_answer(info, len(token_ids), body.max_tokens, param="prompt")
-        for choice in range(body.n):
-            sampling = sampling_params(body, max_tokens=max_tokens, logprobs=with_logprobs, choice=choice)
+        max_tokens = room_for_answer(info, len(token_ids), max(1, body.max_tokens), param="prompt")
+        for choice in range(per_prompt):
+            sampling = sampling_params(
+                info,
+                body,
+                max_tokens=max_tokens,
+                logprobs=logprobs,
+                # Chunks are written as they come: none can wait for what another choice knows of the prompt.
+                prompt_logprobs=prompt_top if body.stream or not choice else None,
+                choice=choice,
+            )
             name, salt = f"{answer_id}-{len(requests)}", body.cache_salt or ""
             requests.append(GenerationRequest(name, token_ids, sampling, speculation, salt))
-    shape = CompletionShape(answer_id, info.model, now_unix(), with_logprobs)
-    return await answer(request, body, requests, shape, headers)
+    echoes = await _echoes(engine.tokenizer, body, prompts) if body.echo else ()
+    shape = CompletionShape(answer_id, info.model, now_unix(), num_top, echoes, body.prompt_logprobs)
+    return await answer(request, body, requests, shape, headers, best_of=per_prompt, only_prompt=body.max_tokens == 0)
 
 
-async def _prompts(
-    tokenizer: Tokenizer, prompt: str | Sequence[str | int | list[int]], *, most: int
-) -> list[list[int]]:
+def _num_top(logprobs: bool | int | None) -> int | None:
+    """For this endpoint 0, or true, already asks for the chosen token's; only null and false ask for none."""
+    if logprobs is None or logprobs is False:
+        return None
+    return 0 if logprobs is True else logprobs
+
+
+def _sequences_per_prompt(body: CompletionBody) -> int:
+    """How many choices of each prompt to generate."""
+    best_of = body.n if body.best_of is None else body.best_of
+    if best_of < body.n:
+        raise ApiError(400, f"best_of ({best_of}) must not be below n ({body.n})", param="best_of")
+    if best_of > body.n and body.stream:
+        raise ApiError(400, "best_of: which choices are best is known at the end: not with stream", param="best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens: 0 generates nothing, and without echo there is no text", param="max_tokens")
+    return best_of
+
+
+async def _echoes(tokenizer: Tokenizer, body: CompletionBody, prompts: Sequence[list[int]]) -> list[Echo]:
+    """What each choice's text begins with: the prompt as it was written, or what its tokens read."""
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+
+    def read() -> list[Echo]:
+        texts = [item for item in given if isinstance(item, str)] or [tokenizer.decode(ids) for ids in prompts]
+        firsts = [tokenizer.decode(ids[:1], skip_special_tokens=False) for ids in prompts]
+        return [Echo(text, first) for text, first in zip(texts, firsts, strict=True) for _ in range(body.n)]
+
+    return await beside_the_loop(sum(map(len, prompts)), read)
+
+
+async def _prompts(tokenizer: Tokenizer, body: CompletionBody, *, most: int) -> list[list[int]]:
     """Token ids of each prompt: a text, texts, token ids, or lists of token ids; not more than *most* of them."""
+    prompt, special = body.prompt, body.add_special_tokens
     if isinstance(prompt, str):
-        prompts = await encode(tokenizer, [prompt])
+        prompts = await encode(tokenizer, [prompt], add_special_tokens=special)
     elif all(isinstance(item, int) for item in prompt):
         prompts = [[item for item in prompt if isinstance(item, int)]]
     elif len(prompt) > most:  # refused before they are tokenised: a body has room for a million
         raise ApiError(400, f"prompt: at most {MAX_SEQUENCES} sequences (prompts times n) a request", param="prompt")
     elif all(isinstance(item, str) for item in prompt):
-        prompts = await encode(tokenizer, [item for item in prompt if isinstance(item, str)])
+        texts = [item for item in prompt if isinstance(item, str)]
+        prompts = await encode(tokenizer, texts, add_special_tokens=special)
     elif all(isinstance(item, list) for item in prompt):
         prompts = [item for item in prompt if isinstance(item, list)]
     else:

@@ -1,7 +1,7 @@
 """From a request body to what the engine is asked: sampling, speculation, and prompts that fit."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from smartspec.scheduling.client import EngineInfo, Tokenizer
@@ -29,8 +29,16 @@ def check_vocabulary(info: EngineInfo, token_ids: Sequence[int], *, param: str) 
         raise ApiError(400, f"{param}: token ids must be below {info.vocab_size}", param=param)
 
 
-def sampling_params(body: GenerationBody, *, max_tokens: int, logprobs: bool, choice: int = 0) -> SamplingParams:
-    """How to sample the *choice*-th of the body's `n` sequences.
+def sampling_params(
+    info: EngineInfo,
+    body: GenerationBody,
+    *,
+    max_tokens: int,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    choice: int = 0,
+) -> SamplingParams:
+    """How to sample the *choice*-th of the body's sequences of one prompt.
 
     Each choice of a seeded request has a seed of its own, the first the one named, so that choices differ.
     """
@@ -52,7 +60,29 @@ def sampling_params(body: GenerationBody, *, max_tokens: int, logprobs: bool, ch
         ignore_eos=body.ignore_eos,
         min_tokens=body.min_tokens,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=_logit_bias(info, body.logit_bias),
     )
+
+
+def _logit_bias(info: EngineInfo, bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    """The bias by token id, sorted; raises `ApiError` for keys that are none."""
+    pairs: dict[int, float] = {}
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise ApiError(400, f"logit_bias: keys are token ids, got {key[:40]!r}", param="logit_bias")
+        pairs[int(key)] = value
+    check_vocabulary(info, list(pairs), param="logit_bias")
+    return tuple(sorted(pairs.items()))
+
+
+def check_prompt_logprobs(body: GenerationBody) -> None:
+    """A stream has no place for them (vLLM's has none either)."""
+    if body.stream and body.prompt_logprobs is not None:
+        raise ApiError(400, "prompt_logprobs: not with stream", param="prompt_logprobs")
 
 
 def speculation_params(body: GenerationBody) -> SpeculationParams:

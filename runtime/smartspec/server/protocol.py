@@ -10,50 +10,108 @@ from smartspec.server.errors import ApiError, validation_error
 MAX_INT32 = 2**31 - 1
 """Bounds what becomes an element of a tensor: a larger one would fail the step, and every request in it."""
 
+MAX_LOGPROBS = 20
+"""Most probable tokens named at one place, as in OpenAI's API."""
+
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
-Count = Annotated[int, Meta(ge=1)]
 
 
 class StreamOptions(Struct, frozen=True):
-    """What a stream says of usage: in a last chunk, or in every chunk."""
+    """What a stream says of usage."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: Annotated[bool, Meta(description="In a last chunk without choices.")] = False
+    continuous_usage_stats: Annotated[bool, Meta(description="In every chunk, so far.")] = False
 
 
 class SpeculationBody(Struct, frozen=True, forbid_unknown_fields=True):
     """How this one request wants to be speculated upon: with `auto`, *max_tokens* is a ceiling."""
 
-    mode: Literal["auto", "off", "fixed"] = "auto"
-    max_tokens: Annotated[int, Meta(ge=0, le=32)] | None = None
+    mode: Annotated[
+        Literal["auto", "off", "fixed"], Meta(description="The policy decides, nothing is drafted, or max_tokens are.")
+    ] = "auto"
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=0, le=32)] | None, Meta(description="With fixed: the length; with auto: a ceiling.")
+    ] = None
 
 
 class GenerationBody(Struct, kw_only=True):
     """What both endpoints understand."""
 
-    model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] = 1
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] = 0
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
-    seed: int | None = None
-    stop: str | Annotated[list[str], Meta(max_length=16)] = msgspec.field(default_factory=list)
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] = msgspec.field(default_factory=list)
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
-    ignore_eos: bool = False
-    speculation: SpeculationBody = SpeculationBody()
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    model: Annotated[str | None, Meta(description="The model served; may be left out.")] = None
+    n: Annotated[int, Meta(ge=1, le=16, description="Choices per prompt; with a seed, each has one of its own.")] = 1
+    stream: Annotated[bool, Meta(description="Send the answer as server-sent events while it grows.")] = False
+    stream_options: Annotated[StreamOptions, Meta(description="What a stream says of usage.")] = StreamOptions()
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0, description="0 takes the most probable token each time.")] = 1.0
+    top_k: Annotated[
+        int, Meta(ge=-1, le=MAX_INT32, description="Sample among so many most probable tokens; 0 and -1: all.")
+    ] = 0
+    top_p: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="Sample among the fewest tokens that have this probability together.")
+    ] = 1.0
+    min_p: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="Leave out tokens less probable than this times the most probable.")
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, Meta(ge=-2.0, le=2.0, description="Subtracted from the logits of tokens that the answer has already.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Meta(ge=-2.0, le=2.0, description="The same, times how often the answer has them.")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        Meta(
+            ge=0.01,
+            le=100.0,
+            description="Divides positive, multiplies negative logits of tokens in prompt or answer (transformers').",
+        ),
+    ] = 1.0
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]],
+        Meta(max_length=4096, description="Added to the logits of these tokens; the keys are token ids."),
+    ] = msgspec.field(default_factory=dict)
+    seed: Annotated[int | None, Meta(description="The same seed gives the same answer, speculation or not.")] = None
+    stop: Annotated[
+        str | Annotated[list[str], Meta(max_length=16)], Meta(description="The answer ends before any of these texts.")
+    ] = msgspec.field(default_factory=list)
+    stop_token_ids: Annotated[
+        list[TokenId], Meta(max_length=64, description="The answer ends at any of these tokens.")
+    ] = msgspec.field(default_factory=list)
+    min_tokens: Annotated[int, Meta(ge=0, description="No end and no stop before so many tokens.")] = 0
+    ignore_eos: Annotated[bool, Meta(description="Go on after the model's own end of text.")] = False
+    prompt_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
+        Meta(
+            description="Log probabilities of the prompt's tokens, and of so many of the most probable at each place."
+        ),
+    ] = None
+    return_token_ids: Annotated[bool, Meta(description="Add the token ids of prompt and answer.")] = False
+    speculation: Annotated[
+        SpeculationBody, Meta(description="How this request is to be speculated upon; changes no text.")
+    ] = SpeculationBody()
+    cache_salt: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=1024)] | None,
+        Meta(description="Computed prefixes are shared only under the same salt."),
+    ] = None
 
 
 class CompletionBody(GenerationBody, kw_only=True):
     """`POST /v1/completions`."""
 
-    prompt: str | Annotated[list[str | TokenId | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1)]
-    max_tokens: Count = 16
-    logprobs: bool | int | None = None
+    prompt: Annotated[
+        str | Annotated[list[str | TokenId | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1)],
+        Meta(description="A text, token ids, or a list of either."),
+    ]
+    max_tokens: Annotated[int, Meta(ge=0, description="At most so many tokens; 0 only with echo.")] = 16
+    best_of: Annotated[
+        Annotated[int, Meta(ge=1, le=16)] | None,
+        Meta(description="Generate so many choices per prompt, and return the n most probable per token."),
+    ] = None
+    add_special_tokens: Annotated[bool, Meta(description="Let the tokenizer put its own before a text.")] = True
+    echo: Annotated[bool, Meta(description="Begin the text, and its log probabilities, with the prompt.")] = False
+    logprobs: Annotated[
+        bool | Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
+        Meta(description="Log probabilities of the answer's tokens and of so many of the most probable ones."),
+    ] = None
 
 
 class ContentPart(Struct):
@@ -74,10 +132,19 @@ class Message(Struct):
 class ChatBody(GenerationBody, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    logprobs: bool = False
+    messages: Annotated[list[Message], Meta(min_length=1, description="The conversation so far.")]
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="The older name of max_completion_tokens.")
+    ] = None
+    max_completion_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="At most so many tokens; left out: as many as there is room for."),
+    ] = None
+    logprobs: Annotated[bool, Meta(description="Log probabilities of the answer's tokens.")] = False
+    top_logprobs: Annotated[
+        int,
+        Meta(ge=0, le=MAX_LOGPROBS, description="With logprobs: also those of so many of the most probable tokens."),
+    ] = 0
 
 
 class TokenizeBody(Struct):
@@ -97,30 +164,31 @@ class DetokenizeBody(Struct):
 
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
+    "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
     "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
@@ -139,6 +207,7 @@ HARMLESS = frozenset(
         "prompt_cache_key",
         "safety_identifier",
         "service_tier",
+        "spaces_between_special_tokens",
         "store",
         "user",
     )

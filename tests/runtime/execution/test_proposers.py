@@ -14,7 +14,7 @@ from smartspec.execution.proposers import Drafts, Proposer
 from smartspec.execution.sampler import SamplingTensors, process_logits
 from smartspec.policy.types import Decision
 from smartspec.scheduling.output import Proposal, ScheduledRequest, SchedulerOutput
-from smartspec.scheduling.request import SamplingParams
+from smartspec.scheduling.request import RuledText, SamplingParams
 
 VOCAB = 40
 GREEDY = SamplingParams(temperature=0.0)
@@ -168,7 +168,8 @@ def test_endings_are_not_drafted_before_min_tokens() -> None:
     table = torch.zeros(VOCAB, VOCAB)
     table[:, 2], table[:, 3], table[:, 4] = 9.0, 8.0, 7.0
     sampling = dataclasses.replace(GREEDY, min_tokens=6, stop_token_ids=frozenset({3}))
-    request = replace(scheduled("1", 4), sampling=sampling, num_output_tokens=4)
+    text = RuledText.of(sampling, (3, 1, 4, 1, 5), 1)
+    request = replace(scheduled("1", 4), sampling=sampling, num_output_tokens=4, ruled=text)
     drafts = Proposer(MarkovModel(table), eos_token_ids=frozenset({2})).propose(plan(request))
     assert drafts.proposals["1"].token_ids == (4, 4, 2, 2)
 

@@ -1,7 +1,5 @@
 """From logits to distributions: the filters' exact meaning, and each row for itself alone."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +14,7 @@ from transformers import (
 )
 
 from smartspec.execution import sampler
-from smartspec.execution.sampler import SamplingTensors, ban_endings, chosen_logprobs, process_logits
+from smartspec.execution.sampler import SamplingTensors, process_logits
 from smartspec.scheduling.request import SamplingParams
 
 
@@ -109,25 +107,3 @@ def test_a_tiny_temperature_is_as_good_as_greedy(temperature: float) -> None:
     probs = process_logits(logits, SamplingTensors.of([SamplingParams(temperature=temperature)] * 3)).exp()
     assert probs.max(dim=1).values.tolist() == [1.0] * 3
     assert torch.equal(probs.argmax(dim=1), logits.argmax(dim=1))
-
-
-def test_endings_are_banned_until_min_tokens_are_out() -> None:
-    """EOS and stop ids are ruled out in the rows that come too early, and nowhere else; the input stays as it is."""
-    logits = random_logits(4, 10)
-    before = logits.clone()
-    sampling = SamplingParams(min_tokens=2, stop_token_ids=frozenset({7, 99}))
-    rows = [sampling, replace(sampling, ignore_eos=True), sampling, SamplingParams()]
-    banned = ban_endings(logits, rows, [1, 1, 2, 0], frozenset({3, 5}))
-    assert [row.isinf().nonzero().flatten().tolist() for row in banned] == [[3, 5, 7], [7], [], []]
-    assert torch.equal(logits, before)
-    assert ban_endings(logits, [SamplingParams()] * 4, [0] * 4, frozenset({3})) is logits
-
-
-def test_logprobs_are_the_models_own() -> None:
-    """The chosen token's log probability comes from the raw logits."""
-    logits = random_logits(3, 11)
-    values = chosen_logprobs(logits, torch.tensor([4, 0, 10]))
-    expected = logits.double().log_softmax(dim=1)
-    assert values.tolist() == pytest.approx(
-        [expected[0, 4].item(), expected[1, 0].item(), expected[2, 10].item()], abs=1e-5
-    )

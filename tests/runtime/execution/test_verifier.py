@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from markov import MarkovModel, ToyRequest, generate
+from smartspec.execution.logit_rules import LogitRules
 from smartspec.execution.proposers import Drafts
 from smartspec.execution.verifier import VerificationRow, residual_log_probs, verify
 from smartspec.policy.types import Verifier
 from smartspec.scheduling.output import Proposal, SchedulerOutput
-from smartspec.scheduling.request import SamplingParams
+from smartspec.scheduling.request import RuledText, SamplingParams
 
 VOCAB = 50
 GREEDY = SamplingParams(temperature=0.0)
@@ -32,9 +33,12 @@ def row(
     sampling: SamplingParams = GREEDY,
     verifier: Verifier = "greedy",
     draft_probs: Tensor | None = None,
+    output: tuple[int, ...] = (),
 ) -> VerificationRow:
-    """A request at position 4 that proposed these tokens."""
-    return VerificationRow(sampling, 1, 4, 0, verifier, Proposal.chain(proposal) if proposal else None, draft_probs)
+    """A request with four prompt tokens and *output* that proposed these tokens."""
+    ruled = RuledText.of(sampling, (0, 0, 0, 0, *output), 4)
+    nodes = Proposal.chain(proposal) if proposal else None
+    return VerificationRow(sampling, 1, 4 + len(output), verifier, nodes, draft_probs, ruled)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_coupled_drafts_are_often_right() -> None:
     def count(plan: SchedulerOutput, drafts: Drafts) -> Drafts:
         nonlocal accepted
         rows = [
-            VerificationRow(SamplingParams(), r.noise_seed, 1, 0, "coupled", drafts.proposals[r.request_id])
+            VerificationRow(SamplingParams(), r.noise_seed, 1, "coupled", drafts.proposals[r.request_id])
             for r in plan.scheduled
         ]
         inputs = [token for r in rows if r.proposal for token in (0, *r.proposal.token_ids)]
@@ -145,8 +149,7 @@ def test_rejection_keeps_a_draft_that_equals_the_target() -> None:
     """With equal distributions nothing is ever rejected."""
     probs = torch.softmax(TARGET.table[:4], dim=1)
     rows = [
-        VerificationRow(SamplingParams(), s, 0, 0, "rejection", Proposal.chain((s % VOCAB,) * 4), probs)
-        for s in range(64)
+        VerificationRow(SamplingParams(), s, 0, "rejection", Proposal.chain((s % VOCAB,) * 4), probs) for s in range(64)
     ]
     results = verify(TARGET.table[:5].repeat(64, 1), rows)
     assert {r.num_accepted for r in results} == {4}
@@ -156,8 +159,8 @@ def test_a_bonus_token_is_drawn_by_the_noise_of_its_own_position() -> None:
     """After two accepted tokens it is the token that coupled sampling would draw two positions on."""
     logits = TARGET.table[:3]
     for seed in range(20):
-        sure = VerificationRow(SamplingParams(), seed, 4, 0, "rejection", Proposal.chain((1, 2)), torch.zeros(2, VOCAB))
-        plain = VerificationRow(SamplingParams(), seed, 6, 2, "coupled")
+        sure = VerificationRow(SamplingParams(), seed, 4, "rejection", Proposal.chain((1, 2)), torch.zeros(2, VOCAB))
+        plain = VerificationRow(SamplingParams(), seed, 6, "coupled")
         (bonus,), (alone,) = verify(logits, [sure]), verify(logits[2:], [plain])
         assert bonus.token_ids == (1, 2, *alone.token_ids)
 
@@ -169,7 +172,7 @@ def test_rejection_never_keeps_what_the_target_rules_out() -> None:
     outside = next(t for t in range(VOCAB) if t not in kept)
     probs = torch.nn.functional.one_hot(torch.tensor([outside]), VOCAB).float()
     rows = [
-        VerificationRow(SamplingParams(top_k=3), s, 0, 0, "rejection", Proposal.chain((outside,)), p)
+        VerificationRow(SamplingParams(top_k=3), s, 0, "rejection", Proposal.chain((outside,)), p)
         for s in range(32)
         for p in (probs, None)
     ]
@@ -201,29 +204,39 @@ def test_results_do_not_depend_on_the_batch() -> None:
             top_p=(1.0, 0.9, 1.0, 0.7)[i % 4],
             min_tokens=i % 7,
             stop_token_ids=frozenset({i}),
-            logprobs=i % 4 == 1,
+            logprobs=i if i % 4 == 1 else None,
+            repetition_penalty=(1.0, 1.3)[i % 5 == 2],
+            presence_penalty=(0.0, 0.5)[i % 3 == 1],
+            logit_bias=((i, 2.0),) if i % 6 == 5 else (),
         )
         proposal = torch.randint(VOCAB, (length,), generator=generator).tolist()
         probs = torch.rand(length, VOCAB, generator=generator).log_softmax(1).exp() if i % 2 and length else None
         rows.append(
-            VerificationRow(sampling, i, 9 + i, i % 3, verifier, Proposal.chain(proposal) if length else None, probs)
+            replace(
+                row(tuple(proposal), sampling=sampling, verifier=verifier, draft_probs=probs, output=(7,) * (i % 3)),
+                noise_seed=i,
+            )
         )
         logits.append(torch.randn(length + 1, VOCAB, generator=generator) * 2)
-    together = verify(torch.cat(logits), rows, eos_token_ids=frozenset({0}))
-    alone = [verify(part, [one], eos_token_ids=frozenset({0}))[0] for part, one in zip(logits, rows, strict=True)]
+    rules = LogitRules(frozenset({0}))
+    together = verify(torch.cat(logits), rows, rules)
+    alone = [verify(part, [one], rules)[0] for part, one in zip(logits, rows, strict=True)]
     assert together == alone
     assert [len(r.logprobs) for r in together] == [
-        len(r.token_ids) if one.sampling.logprobs else 0 for r, one in zip(together, rows, strict=True)
+        len(r.token_ids) if one.sampling.logprobs is not None else 0 for r, one in zip(together, rows, strict=True)
     ]
 
 
 def test_logprobs_are_raw() -> None:
     """Temperature, filters and bans do not show in the reported log probability."""
-    sampling = SamplingParams(temperature=0.3, top_k=1, min_tokens=1, stop_token_ids=frozenset({1}), logprobs=True)
+    sampling = SamplingParams(temperature=0.3, top_k=1, min_tokens=1, stop_token_ids=frozenset({1}), logprobs=2)
     logits = peaks(1, 2)
-    (result,) = verify(logits, [row((7,), sampling=sampling, verifier="coupled")])
+    (result,) = verify(logits.clone(), [row((7,), sampling=sampling, verifier="coupled")])
     assert result.token_ids[0] != 1
-    assert result.logprobs == pytest.approx([logits[0].log_softmax(0)[result.token_ids[0]].item()])
+    expected = logits[0].log_softmax(0)
+    (scored,) = result.logprobs
+    assert scored.logprob == pytest.approx(expected[result.token_ids[0]].item())
+    assert scored.top[0] == (1, pytest.approx(expected[1].item()))
 
 
 def test_endings_wait_for_min_tokens_inside_a_proposal() -> None:
@@ -231,7 +244,5 @@ def test_endings_wait_for_min_tokens_inside_a_proposal() -> None:
     sampling = replace(GREEDY, min_tokens=3)
     logits = peaks(1, 1, 1, 1)
     logits[:, 2] = 4.0
-    (result,) = verify(
-        logits, [replace(row((2, 2, 1), sampling=sampling), num_output_tokens=1)], eos_token_ids=frozenset({1})
-    )
+    (result,) = verify(logits, [row((2, 2, 1), sampling=sampling, output=(2,))], LogitRules(frozenset({1})))
     assert result.token_ids == (2, 2, 1, 1)

@@ -18,7 +18,12 @@ from waiting import until
         ("temperature", "hot"), ("temperature", -0.1), ("temperature", 2.5), ("top_p", 0), ("top_p", 1.5),
         ("top_k", -2), ("min_p", 2), ("seed", "x"), ("seed", 1.5), ("max_tokens", 0), ("max_tokens", "many"),
         ("n", 0), ("n", 99), ("stop", 5), ("stop", ["a"] * 17), ("stop", ""), ("stop", ["a", ""]),
-        ("stop_token_ids", ["a"]), ("stop_token_ids", [-1]), ("min_tokens", 17), ("logprobs", 2), ("logprobs", -1),
+        ("stop_token_ids", ["a"]), ("stop_token_ids", [-1]), ("min_tokens", 17), ("logprobs", 21), ("logprobs", -1),
+        ("prompt_logprobs", 21), ("prompt_logprobs", {"prompt_logprobs": 1, "stream": True}), ("best_of", 17),
+        ("best_of", {"best_of": 1, "n": 2}), ("best_of", {"best_of": 2, "stream": True}), ("echo", "yes"),
+        ("presence_penalty", 2.1), ("frequency_penalty", -3), ("repetition_penalty", 0), ("logit_bias", [1]),
+        ("logit_bias", {"logit_bias": {"a": 1}}), ("logit_bias", {"logit_bias": {"-1": 1}}),
+        ("logit_bias", {"logit_bias": {"5": 101}}), ("logit_bias", {"logit_bias": {"1114112": 1}}),
         ("speculation.mode", {"speculation": {"mode": "always"}}),
         ("speculation.max_tokens", {"speculation": {"max_tokens": 33}}),
         ("speculation.max_tokens", {"speculation": {"mode": "fixed"}}),
@@ -45,8 +50,9 @@ async def test_bad_field_is_named(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("best_of", 2), ("echo", True), ("suffix", "x"), ("presence_penalty", 0.5), ("logit_bias", {"5": 1}),
-        ("repetition_penalty", 1.1), ("prompt_logprobs", 1), ("response_format", {"type": "json_object"}),
+        ("suffix", "x"), ("top_logprobs", 2), ("use_beam_search", True), ("allowed_token_ids", [1]),
+        ("include_stop_str_in_output", True), ("skip_special_tokens", False),
+        ("response_format", {"type": "json_object"}),
     ],
 )  # fmt: skip
 async def test_unsupported_field_is_refused_by_name(field: str, value: Any) -> None:
@@ -66,12 +72,15 @@ async def test_unsupported_field_may_ask_for_nothing() -> None:
     assert status == 200
 
 
-async def test_chat_refuses_top_logprobs() -> None:
-    """Only the chosen token's log probability is given."""
+@pytest.mark.parametrize(
+    "fields", [{"best_of": 2}, {"echo": True}, {"top_logprobs": 2}, {"top_logprobs": 21, "logprobs": True}]
+)
+async def test_chat_refuses_what_only_completions_have(fields: dict[str, Any]) -> None:
+    """And log probabilities of other tokens without those of the chosen one."""
     async with serving(FakeEngine()) as server:
         messages = [{"role": "user", "content": "x"}]
-        _, answer = await server.post("/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=2)
-    assert answer["error"]["param"] == "top_logprobs"
+        status, answer = await server.post("/v1/chat/completions", messages=messages, **fields)
+    assert (status, answer["error"]["param"]) == (400, next(iter(fields)))
 
 
 @pytest.mark.parametrize(

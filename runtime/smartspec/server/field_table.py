@@ -1,0 +1,79 @@
+"""The table of request fields in docs/runtime.md, from the types that parse them.
+
+`python -m smartspec.server.field_table` prints it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from smartspec.server.protocol import ChatBody, CompletionBody, GenerationBody
+
+_BODIES = {"both": GenerationBody, "completions": CompletionBody, "chat": ChatBody}
+_HEAD = "| field | endpoint | type | default | |\n|---|---|---|---|---|\n"
+
+Schema = Mapping[str, Any]
+
+
+def render() -> str:
+    """The table in Markdown: what both endpoints have, then what one of them has, `a.b` for fields inside a field."""
+    _, components = msgspec.json.schema_components(_BODIES.values())
+    common = components["GenerationBody"]["properties"]
+    rows: list[str] = []
+    for endpoint, kind in _BODIES.items():
+        body = components[kind.__name__]
+        own = {name: schema for name, schema in body["properties"].items() if endpoint == "both" or name not in common}
+        rows += _rows(own, endpoint, frozenset(body.get("required", ())), components)
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def _rows(
+    fields: Mapping[str, Schema],
+    endpoint: str,
+    required: frozenset[str],
+    components: Mapping[str, Schema],
+    above: str = "",
+) -> Iterator[str]:
+    for name, schema in fields.items():
+        default = "required" if name in required else _default(schema)
+        cells = (f"`{above}{name}`", endpoint, _type(schema, components), default, schema.get("description", ""))
+        yield "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
+        inner = components.get(str(schema.get("$ref", "")).rsplit("/", 1)[-1], {})
+        if "properties" in inner and not above:
+            yield from _rows(inner["properties"], endpoint, frozenset(), components, f"{name}.")
+
+
+def _default(schema: Schema) -> str:
+    default = schema.get("default")
+    return "" if default is None or default == {} or isinstance(default, dict) else f"`{json.dumps(default)}`"
+
+
+def _type(schema: Schema, components: Mapping[str, Schema]) -> str:
+    """A schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(_type(one, components) for one in schema["anyOf"] if one.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"] if value is not None)
+    if "$ref" in schema:
+        named = components[schema["$ref"].rsplit("/", 1)[-1]]
+        return _type(named, components) if "enum" in named else "object"
+    kind = str(schema.get("type", "anything"))
+    if kind == "array":
+        most = f", at most {schema['maxItems']}" if "maxItems" in schema else ""
+        return f"list of {_type(schema.get('items', {}), components)}{most}"
+    return kind + _bounds(schema)
+
+
+def _bounds(schema: Schema) -> str:
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if "exclusiveMinimum" in schema:
+        return f" above {schema['exclusiveMinimum']:g}" + ("" if most is None else f", to {most:g}")
+    if most is None or most >= 2**31 - 1:
+        return "" if least is None or least < -(2**30) else f" from {least:g}"
+    return f" from {least:g} to {most:g}"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
