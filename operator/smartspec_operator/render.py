@@ -26,6 +26,9 @@ ADMIN_PORT = 8001
 SERVICE_PORT = 80
 USER_ID = 65532
 LAME_DUCK_SECONDS = 10
+CONNECTION_AGE_SECONDS = 10
+"""A Service balances connections, not requests: so old a connection gets before its client has to choose anew, and so
+long it takes a new replica to get its share. A connection costs a handshake, a request seconds of computing."""
 EXIT_SECONDS = 20
 POLICY_FOLDER = "/etc/smartspec/policy"
 CACHE_FOLDER = "/cache"
@@ -84,6 +87,7 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
         "--admin-port": ADMIN_PORT,
         "--policy-file": f"{POLICY_FOLDER}/{POLICY_FILE}",
         "--lame-duck": LAME_DUCK_SECONDS,
+        "--max-connection-age": CONNECTION_AGE_SECONDS,
         "--drain-timeout": drain,
     }
     return arguments + [str(part) for flag in flags.items() for part in flag]
