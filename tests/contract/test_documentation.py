@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from smartspec import metrics
+from smartspec.server import field_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -18,6 +19,14 @@ def test_every_metric_is_documented_with_its_meaning() -> None:
         if isinstance(metric, metrics.Metric)
     ]
     assert documented == declared
+
+
+def test_every_field_of_a_request_is_documented() -> None:
+    """The table of fields is rendered from the types that parse them, and each field says what it means."""
+    page = (DOCS / "api.md").read_text()
+    assert field_table.place(page) == page, "run python -m smartspec.server.field_table docs/api.md"
+    assert [row for row in field_table.render().splitlines() if re.match(r"\| `\w+` .*\|  \|$", row)] == []
+    assert "| `min_tokens` | both | integer from 0 | `0` |" in page
 
 
 def test_every_condition_of_the_operator_is_explained() -> None:

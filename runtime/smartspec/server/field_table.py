@@ -1,30 +1,41 @@
-"""The table of request fields in docs/runtime.md, from the types that parse them.
+"""The table of request fields in docs/api.md, from the types that parse them.
 
-`python -m smartspec.server.field_table` prints it.
+`python -m smartspec.server.field_table docs/api.md` puts it there.
 """
 
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from smartspec.server.protocol import ChatBody, CompletionBody, GenerationBody
+from smartspec.server.protocol import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 
-_BODIES = {"both": GenerationBody, "completions": CompletionBody, "chat": ChatBody}
+_BODIES = {
+    "both": GenerationBody,
+    "completions": CompletionBody,
+    "chat": ChatBody,
+    "tokenize": TokenizeBody,
+    "detokenize": DetokenizeBody,
+}
 _HEAD = "| field | endpoint | type | default | |\n|---|---|---|---|---|\n"
+_PLACE = re.compile(r"(<!-- fields: .*? -->\n).*?(<!-- end of fields -->)", re.DOTALL)
 
 Schema = Mapping[str, Any]
 
 
 def render() -> str:
-    """The table in Markdown: what both endpoints have, then what one of them has, `a.b` for fields inside a field."""
+    """The table in Markdown: what both generating endpoints have, then what one endpoint has; `a.b` is inside `a`."""
     _, components = msgspec.json.schema_components(_BODIES.values())
     common = components["GenerationBody"]["properties"]
     rows: list[str] = []
     for endpoint, kind in _BODIES.items():
         body = components[kind.__name__]
-        own = {name: schema for name, schema in body["properties"].items() if endpoint == "both" or name not in common}
+        inherits = issubclass(kind, GenerationBody) and kind is not GenerationBody
+        own = {name: schema for name, schema in body["properties"].items() if not inherits or name not in common}
         rows += _rows(own, endpoint, frozenset(body.get("required", ())), components)
     return _HEAD + "\n".join(rows) + "\n"
 
@@ -75,5 +86,11 @@ def _bounds(schema: Schema) -> str:
     return f" from {least:g} to {most:g}"
 
 
+def place(page: str) -> str:
+    """*page* with the table as it is now between its two marks."""
+    return _PLACE.sub(lambda marks: marks[1] + render() + marks[2], page)
+
+
 if __name__ == "__main__":
-    print(render(), end="")
+    path = Path(sys.argv[1])
+    path.write_text(place(path.read_text()))

@@ -150,17 +150,19 @@ class ChatBody(GenerationBody, kw_only=True):
 class TokenizeBody(Struct):
     """`POST /tokenize`: a prompt, or a conversation put through the chat template."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
-    add_special_tokens: bool = True
+    model: Annotated[str | None, Meta(description="The model served; may be left out.")] = None
+    prompt: Annotated[str | None, Meta(description="A text.")] = None
+    messages: Annotated[
+        Annotated[list[Message], Meta(min_length=1)] | None, Meta(description="Or a conversation, as for chat.")
+    ] = None
+    add_special_tokens: Annotated[bool, Meta(description="Let the tokenizer put its own before a text.")] = True
 
 
 class DetokenizeBody(Struct):
     """`POST /detokenize`."""
 
-    tokens: list[TokenId]
-    model: str | None = None
+    tokens: Annotated[list[TokenId], Meta(description="Token ids.")]
+    model: Annotated[str | None, Meta(description="The model served; may be left out.")] = None
 
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
