@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +10,10 @@ import yaml
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from control_plane import ROOT, Kubelet, Operator, User
+from charts import NAMESPACE, is_hook, render
+from clusters import kubectl_of, raised
+from control_plane import Kubelet, Operator, User
 from smartspec_operator.kube import Api
-
-SCRIPT = Path(__file__).with_name("cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,54 +32,27 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if theirs := os.environ.get("KUBECONFIG"):
         yield Path(theirs)
         return
-    folder = tmp_path_factory.mktemp("cluster")
-    environment = os.environ | {"CLUSTER_DIR": str(folder / "state"), "CLUSTER_PORT": str(_free_port())}
-    try:
-        subprocess.run([SCRIPT, "up"], env=environment, check=True, capture_output=True, text=True)
-        yield folder / "state" / "admin.conf"
-    except subprocess.CalledProcessError as error:
-        pytest.fail(f"the control plane did not start:\n{error.stderr}")
-    finally:
-        subprocess.run([SCRIPT, "down"], env=environment, check=False, capture_output=True)
-
-
-def _free_port() -> int:
-    """A port with two free ones above it, below the range from which clients' ports are taken."""
-    for port in range(20000 + os.getpid() % 5000, 32000, 3):
-        try:
-            for offset in range(3):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + offset))
-        except OSError:
-            continue
-        return port
-    raise AssertionError("no free ports")
+    with raised(tmp_path_factory.mktemp("cluster")) as path:
+        yield path
 
 
 @pytest.fixture(scope="session")
 def kubectl(kubeconfig: Path) -> Callable[..., str]:
     """kubectl as an administrator: arguments and standard input in, standard output back."""
-
-    path = kubeconfig.with_name("kubectl.path")
-    program = path.read_text().strip() if path.exists() else "kubectl"
-
-    def run(*arguments: str, stdin: str | None = None) -> str:
-        command = [program, f"--kubeconfig={kubeconfig}", *arguments]
-        done = subprocess.run(command, input=stdin, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+    return kubectl_of(kubeconfig)
 
 
 @pytest.fixture(scope="session")
 def operator(
     kubeconfig: Path, kubectl: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
-    """A running operator that may do no more than its role in examples/operator allows."""
+    """A running operator that may do no more than the chart's role allows."""
     folder = tmp_path_factory.mktemp("operator")
-    kubectl("apply", "--validate=false", "-f", str(ROOT / "crds"))
-    kubectl("apply", "-f", str(ROOT / "examples/operator/rbac.yaml"))
+    server = json.loads(kubectl("version", "--output=json"))["serverVersion"]["gitVersion"]
+    wanted = {"CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+    made = [m for m in render(kubernetes=server.removeprefix("v")) if m["kind"] in wanted and not is_hook(m)]
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([namespace, *made]))
     kubectl("wait", "--for=condition=Established", "crd/smartspecs.smartspec.io", "--timeout=20s")
     # What `kubectl create token` asks for, which kubectl does not know before 1.24.
     account = "/api/v1/namespaces/smartspec-system/serviceaccounts/smartspec-operator/token"

@@ -1,0 +1,49 @@
+"""Control planes of our own, raised by `tests/cluster/cluster`, and kubectl against them."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent / "cluster/cluster"
+
+
+@contextlib.contextmanager
+def raised(folder: Path) -> Iterator[Path]:
+    """A control plane without a node while the context lasts; its administrator's kubeconfig."""
+    environment = os.environ | {"CLUSTER_DIR": str(folder / "state"), "CLUSTER_PORT": str(_free_port())}
+    try:
+        done = subprocess.run([SCRIPT, "up"], env=environment, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, f"the control plane did not start:\n{done.stderr}"
+        yield folder / "state" / "admin.conf"
+    finally:
+        subprocess.run([SCRIPT, "down"], env=environment, check=False, capture_output=True)
+
+
+def _free_port() -> int:
+    """A port with two free ones above it, below the range from which clients' ports are taken."""
+    for port in range(20000 + os.getpid() % 5000, 32000, 3):
+        try:
+            for offset in range(3):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + offset))
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no free ports")
+
+
+def kubectl_of(kubeconfig: Path) -> Callable[..., str]:
+    """kubectl as the user of *kubeconfig*: arguments and standard input in, standard output back."""
+    path = kubeconfig.with_name("kubectl.path")
+    program = path.read_text().strip() if path.exists() else "kubectl"
+
+    def run(*arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        command = [program, f"--kubeconfig={kubeconfig}", *arguments]
+        done = subprocess.run(command, input=stdin, check=False, capture_output=True, text=True)
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout
+
+    return run
