@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import defaultdict
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,8 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Pace:
-    """When each stage was due last for one resource, and what was seen of it. Lost at a restart without harm."""
+    """When each stage was due last for one resource, and what was seen of it. Lost at a restart without harm.
 
+    `phase`, from 0 to 1, is by how much of a period its stages run apart from those of others.
+    """
+
+    phase: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     generation: int = 0
     reconciled: float = 0.0
@@ -40,6 +44,9 @@ class Pace:
 
     def due(self, now: float, timing: Timing, *, at_once: bool) -> Due:
         """The stages whose period has passed; both, after an edit. Scaling brings tuning with it."""
+        if not self.tuned:  # the first ones of many resources come together, and the next ones need not
+            self.scaled = self.tuned = now - self.phase * timing.tuning_seconds
+            return Due()
         scaling = at_once or now - self.scaled >= timing.scaling_seconds
         tuning = scaling or now - self.tuned >= timing.tuning_seconds
         if tuning:
@@ -66,7 +73,7 @@ class Controller:
         self._session = session
         self._image = image
         self._timing = timing
-        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
+        self._paces: dict[str, Pace] = {}
         self.ticked: float | None = None
 
     @property
@@ -103,12 +110,16 @@ class Controller:
 
     async def edited(self, body: Manifest) -> None:
         """Reconcile one resource now, unless this generation of it is known already."""
-        if body["metadata"]["generation"] != self._paces[body["metadata"]["uid"]].generation:
+        if body["metadata"]["generation"] != self._pace(body).generation:
             await self._reconcile(body, self._cluster.snapshot(), at_once=True)
+
+    def _pace(self, body: Manifest) -> Pace:
+        uid = body["metadata"]["uid"]
+        return self._paces.setdefault(uid, Pace(zlib.crc32(uid.encode()) / 2**32))
 
     async def _reconcile(self, body: Manifest, snapshot: Snapshot, *, at_once: bool) -> None:
         metadata = body["metadata"]
-        pace = self._paces[metadata["uid"]]
+        pace = self._pace(body)
         async with pace.lock:
             # What others did since this snapshot began is not in it, and must not be undone by it.
             if pace.reconciled > snapshot.started or metadata["generation"] < pace.generation:

@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smartspec.policy.latency import LatencyModel, model_of
-from smartspec.policy.regression import Array
+from smartspec.policy.regression import Array, Ints
 from smartspec.policy.settings import AcceptancePrior, Priors
 
 MOST_CONCURRENCY = 4096
@@ -78,25 +77,26 @@ class SteadyState:
         """Tokens kept per request and step for each k from 0 to K."""
         return 1.0 + np.concatenate(([0.0], np.cumsum(self.survival)))
 
-    def step_seconds(self, concurrency: int, prefill_tokens: int | NDArray[np.intp] = 0) -> Array:
-        """Seconds of one step for each k from 0 to K in the last axis, with *prefill_tokens* in the same step (the
-        axes before, where it is an array)."""
+    def step_seconds(self, concurrency: int | Ints, prefill_tokens: int | Ints = 0) -> Array:
+        """Seconds of one step for each k from 0 to K in the last axis, with *prefill_tokens* in the same step. The axes
+        of one of the two, where that is an array, go before."""
         depths = np.arange(len(self.survival) + 1)
-        prefill = np.asarray(prefill_tokens)[..., None]
-        context = round(concurrency * self.context_tokens)
+        prefill, running = np.asarray(prefill_tokens)[..., None], np.asarray(concurrency)[..., None]
+        context = np.rint(running * self.context_tokens)
         target = self.latency.target_curve(
-            concurrency * (depths + 1) + prefill, context=context, requests=concurrency, prefill=prefill
+            running * (depths + 1) + prefill, context=context, requests=running, prefill=prefill
         )
-        forward = float(self.latency.draft_curve(np.array([concurrency]))[0])
+        forward = self.latency.draft_curve(running)
         seconds: Array = target + depths * (forward + self.latency.draft_context_seconds * context)
         return seconds
 
-    def tpot_seconds(self, concurrency: int) -> Array:
-        """Seconds per output token for each k, the prefill work that output brings in included."""
+    def tpot_seconds(self, concurrency: int | Ints) -> Array:
+        """Seconds per output token for each k in the last axis, the prefill work that output brings in included."""
         chunk = max(1, self.chunk_tokens)
         decode = self.step_seconds(concurrency)
         per_prefill_token = (self.step_seconds(concurrency, chunk) - decode) / chunk
-        tpot: Array = decode / self.tokens_per_step + concurrency * self.prefill_per_token * per_prefill_token
+        running = np.asarray(concurrency)[..., None]
+        tpot: Array = decode / self.tokens_per_step + running * self.prefill_per_token * per_prefill_token
         return tpot
 
     def most_within(self, tpot_target_seconds: float) -> int:
@@ -143,15 +143,14 @@ def capacity(
     state = _steady_state(priors, lengths, max_speculative_tokens, max_prefill_tokens)
     tpot_target = math.inf if tpot_target_seconds is None else tpot_target_seconds
     ttft_target = math.inf if ttft_target_seconds is None else ttft_target_seconds
-    best: OperatingPoint | None = None
-    for concurrency in _concurrencies(max_running_requests):
-        point = _point(state, lengths, concurrency)
-        meets = point.tpot_seconds <= tpot_target and point.ttft_seconds <= ttft_target
-        if meets and (best is None or point.tokens_per_second > best.tokens_per_second):
-            best = point
-    if best is not None:
-        return best
-    return replace(_point(state, lengths, 1), meets_targets=False)
+    numbers = np.array(_concurrencies(max_running_requests))
+    tpot = state.tpot_seconds(numbers).min(axis=1)
+    meets = tpot <= tpot_target
+    if ttft_target < math.inf:
+        meets &= [_point(state, lengths, int(number)).ttft_seconds <= ttft_target for number in numbers]
+    if not meets.any():
+        return replace(_point(state, lengths, 1), meets_targets=False)
+    return _point(state, lengths, int(numbers[np.where(meets, numbers / tpot, 0.0).argmax()]))
 
 
 def _concurrencies(most: int) -> list[int]:

@@ -18,6 +18,8 @@ from smartspec.policy.regression import Array, Coefficients, Ints
 from smartspec.policy.settings import LatencyPrior
 from smartspec.policy.types import StepFeatures, StepSeconds
 
+Number = int | NDArray[Any]
+"""One step's count, or that of many."""
 MOST_PRIOR_STEPS = 200.0
 """Evidence handed in counts as at most this many steps: it was measured elsewhere."""
 BETWEEN_REPLICAS = 0.1
@@ -51,7 +53,7 @@ class LatencyModel:
         """Standard deviation, in seconds, of the target's predicted time: large for shapes not run lately."""
         return self._target.uncertainty(self._regressors.target(features))
 
-    def target_curve(self, tokens: NDArray[Any], *, context: int, requests: int, prefill: int | NDArray[Any]) -> Array:
+    def target_curve(self, tokens: NDArray[Any], *, context: Number, requests: Number, prefill: Number) -> Array:
         """Seconds of target and host together for each total of *tokens* in the step."""
         mean, host = self._target.mean, self._host.mean
         fixed = mean[-3] * context + mean[-2] * requests + mean[-1] * prefill + host[0] + host[1] * requests
