@@ -19,7 +19,9 @@ from smartspec.scheduling.client import (
     ScoredToken,
     StalePolicyError,
 )
+from smartspec.scheduling.grammar import Grammar, GrammarError, GrammarSpec
 from smartspec.scheduling.output import StepStats
+from smartspec.scheduling.request import LogitRule, RuledText
 
 INFO = EngineInfo(
     model="fake", max_model_len=256, dtype="float32", device="cpu", attention="paged", invariant=True,
@@ -45,7 +47,14 @@ class CharacterTokenizer:
         """The characters."""
         return "".join(chr(token) for token in token_ids if token != 1 or not skip_special_tokens)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    chat_template: str | None = None
+
+    def token_of(self, text: str) -> int | None:
+        """No text has a token of its own."""
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """`role: content` lines; refuses tool turns, as some templates do."""
         if any(message["role"] == "tool" for message in messages):
             raise InvalidRequestError("messages", "messages: this template knows no tool turns")
@@ -62,8 +71,24 @@ class FakeSequence:
     num_sent: int = 0
 
 
+class AnyText(LogitRule):
+    """A rule that allows everything."""
+
+    def adjust(self, logits: Any, text: RuledText, ahead: Sequence[int], first: int) -> None:
+        """Change nothing."""
+
+
+class FakeGrammar:
+    """A grammar of all texts."""
+
+    def rule(self) -> LogitRule:
+        """A rule for one new text."""
+        return AnyText()
+
+
 class FakeEngine:
-    """Continues every prompt with its own text, turned round and over again, *tokens_per_step* at a time.
+    """Continues every prompt with its own text, turned round and over again, *tokens_per_step* at a time; or says
+    *answer*, as far as it may, and stops by itself.
 
     Steps come every *step_seconds*, or on `step()` alone when that is None.
     """
@@ -76,6 +101,7 @@ class FakeEngine:
         max_num_seqs: int = 8,
         max_queued_requests: int = 8,
         num_cached_tokens: int = 0,
+        answer: str | None = None,
     ) -> None:
         self.info = INFO
         self.tokenizer = CharacterTokenizer()
@@ -85,6 +111,8 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []
         self.aborted: list[str] = []
         self.num_rejected = 0
+        self._answer = answer
+        self.grammars: list[GrammarSpec] = []
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
         self._max_num_seqs = max_num_seqs
@@ -105,13 +133,22 @@ class FakeEngine:
             self.num_rejected += 1
             raise QueueFullError(2.4)
         prompt = self.tokenizer.decode(request.prompt_token_ids)
-        sequence = FakeSequence(request, (prompt[::-1] * request.sampling.max_tokens)[: request.sampling.max_tokens])
+        text = prompt[::-1] * request.sampling.max_tokens if self._answer is None else self._answer
+        sequence = FakeSequence(request, text[: request.sampling.max_tokens])
         self.requests.append(request)
         self.waiting.append(sequence)
         self._idle.clear()
         if self._step_seconds is not None and (self._work is None or self._work.done()):
             self._work = asyncio.create_task(self._keep_stepping(self._step_seconds))
         return _Deltas(self, sequence)
+
+    async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+        """Remember *spec*; what is written "wrong" is no grammar."""
+        await asyncio.sleep(0)
+        if "wrong" in spec.source:
+            raise GrammarError("it is wrong")
+        self.grammars.append(spec)
+        return FakeGrammar()
 
     async def _keep_stepping(self, seconds: float) -> None:
         while self.running or self.waiting:
@@ -150,7 +187,7 @@ class FakeEngine:
                 text=text, token_ids=tuple(map(ord, text)), num_prompt_tokens=len(request.prompt_token_ids),
                 num_generation_tokens=sequence.num_sent, logprobs=_scored(map(ord, text), sampling.logprobs),
                 prompt_logprobs=_scored(request.prompt_token_ids[1:], sampling.prompt_logprobs) if first else (),
-                finish_reason="length" if done else None,
+                finish_reason=("stop" if sequence.text == self._answer else "length") if done else None,
                 num_cached_tokens=self._num_cached_tokens,
             )
         )  # fmt: skip

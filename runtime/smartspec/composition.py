@@ -88,7 +88,12 @@ def assemble(
     if recorded is not None:
         recorded.engine = lambda: EngineState(len(scheduler.running), len(scheduler.waiting), scheduler.pool.usage)
     return LoadedEngine(
-        Engine(scheduler, proposer, runner, clock), policy, _info(config, model), model.tokenizer, model.eos_token_ids
+        Engine(scheduler, proposer, runner, clock),
+        policy,
+        _info(config, model),
+        model.tokenizer,
+        model.eos_token_ids,
+        model.compile_grammar,
     )
 
 

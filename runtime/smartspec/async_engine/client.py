@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from smartspec import __version__
+from smartspec.async_engine.grammars import Grammars
 from smartspec.async_engine.live_requests import LiveRequests
 from smartspec.async_engine.speculation_totals import SpeculationTotals
 from smartspec.async_engine.thread import (
@@ -42,6 +43,7 @@ from smartspec.scheduling.client import (
     StalePolicyError,
     Tokenizer,
 )
+from smartspec.scheduling.grammar import Grammar, GrammarSpec
 from smartspec.scheduling.output import StepStats
 from smartspec.scheduling.request import Request, SamplingParams
 
@@ -79,6 +81,7 @@ class AsyncEngine(Generic[D]):
         self._observers: list[Callable[[StepStats], None]] = []
         self._learned: Learned | None = None
         self._totals = SpeculationTotals()
+        self._grammars = Grammars(lambda spec: self._require_loaded().compile_grammar(spec))
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -92,6 +95,7 @@ class AsyncEngine(Generic[D]):
     async def stop(self) -> None:
         """End whatever runs, and the thread."""
         self._is_draining = True
+        self._grammars.close()
         self._commands.put(Stop())
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
@@ -183,12 +187,19 @@ class AsyncEngine(Generic[D]):
                     speculation=request.speculation,
                     cache_salt=request.cache_salt,
                     rule=request.rule,
+                    prediction_token_ids=request.prediction_token_ids,
+                    shows_special_tokens=request.shows_special_tokens,
                     eos_token_ids=loaded.eos_token_ids,
                     verifier=self._verifier(sampling),
                 )
             )
         )
         return stream
+
+    async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+        """The grammar of *spec*, compiled beside the loop and the engine; see `EngineClient.compile_grammar`."""
+        self._require_loaded()
+        return await self._grammars.get(spec)
 
     def _verifier(self, sampling: SamplingParams) -> Verifier:
         if sampling.is_greedy:

@@ -4,8 +4,9 @@ Source of the window technique: Hugging Face text-generation-inference, `Model.d
 tokens is decoded again, so that the cost per token does not grow with the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from smartspec.scheduling.client import Tokenizer
 from smartspec.scheduling.request import FinishReason
@@ -33,9 +34,16 @@ class Detokenizer:
     how many tokens a step happened to bring."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, stop: Sequence[str] = (), min_tokens: int = 0
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        *,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        shows_special_tokens: bool = False,
     ) -> None:
-        self._text = _GrowingText(tokenizer, prompt_token_ids[-NUM_CONTEXT_TOKENS:])
+        decode = partial(tokenizer.decode, skip_special_tokens=False) if shows_special_tokens else tokenizer.decode
+        self._text = _GrowingText(decode, prompt_token_ids[-NUM_CONTEXT_TOKENS:])
         self._stops = _StopStrings(stop) if stop else None
         self._min_tokens = min_tokens
         self._num_tokens = 0
@@ -66,12 +74,12 @@ class Detokenizer:
 class _GrowingText:
     """Text of a growing sequence of tokens, given out in whole characters."""
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int]) -> None:
+        self._decode = decode
         # `_window` is decoded each time; its first `_num_shown` characters are out. Tokens in `_pending` may end
         # inside a character.
         self._window = list(context)
-        self._num_shown = len(tokenizer.decode(self._window).rstrip(REPLACEMENT)) if self._window else 0
+        self._num_shown = len(decode(self._window).rstrip(REPLACEMENT)) if self._window else 0
         self._pending: list[int] = []
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -80,16 +88,16 @@ class _GrowingText:
             return ""
         self._pending.extend(token_ids)
         for end in range(len(self._pending), max(0, len(self._pending) - MAX_CHARACTER_TOKENS), -1):
-            text = self._tokenizer.decode(self._window + self._pending[:end])
+            text = self._decode(self._window + self._pending[:end])
             if not text.endswith(REPLACEMENT):
                 return self._take(end, text)
         # More tokens than a character can have: these bytes are no text, and waiting would not make them any.
         end = len(self._pending) - MAX_CHARACTER_TOKENS
-        return self._take(end, self._tokenizer.decode(self._window + self._pending[:end])) if end > 0 else ""
+        return self._take(end, self._decode(self._window + self._pending[:end])) if end > 0 else ""
 
     def flush(self) -> str:
         """What is left, half characters included."""
-        return self._take(len(self._pending), self._tokenizer.decode(self._window + self._pending))
+        return self._take(len(self._pending), self._decode(self._window + self._pending))
 
     def _take(self, end: int, text: str) -> str:
         """Move *end* pending tokens to the window, which now reads *text*."""
@@ -98,7 +106,7 @@ class _GrowingText:
         del self._pending[:end]
         if len(self._window) + end > MAX_WINDOW_TOKENS and taken:
             self._window = taken
-            text = self._tokenizer.decode(taken)
+            text = self._decode(taken)
         else:
             self._window.extend(taken)
         self._num_shown = len(text)

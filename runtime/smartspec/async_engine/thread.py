@@ -1,5 +1,6 @@
 """The engine's own thread: takes commands between steps, steps, turns tokens into text, and reports once per step."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -10,9 +11,12 @@ from smartspec.async_engine.token_texts import TokenTexts
 from smartspec.engine import Engine
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.scheduling.client import EngineInfo, GenerationDelta, Tokenizer
+from smartspec.scheduling.grammar import Grammar, GrammarSpec
 from smartspec.scheduling.output import RequestOutput, StepStats
 from smartspec.scheduling.request import Request
 from smartspec.scheduling.scheduler import Policy
+
+log = logging.getLogger(__name__)
 
 LEARNED_INTERVAL_SECONDS = 1.0
 """How often a busy engine says what its policy has learned; an idle one says it once."""
@@ -42,6 +46,7 @@ class LoadedEngine(Generic[D]):
     info: EngineInfo
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
+    compile_grammar: Callable[[GrammarSpec], Grammar]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,11 @@ class EngineThread(Generic[D]):
     def _detokenizer(self, request: Request) -> Detokenizer:
         sampling = request.sampling
         return Detokenizer(
-            self._tokenizer, request.prompt_token_ids, stop=sampling.stop, min_tokens=sampling.min_tokens
+            self._tokenizer,
+            request.prompt_token_ids,
+            stop=sampling.stop,
+            min_tokens=sampling.min_tokens,
+            shows_special_tokens=request.shows_special_tokens,
         )
 
     def _step(self) -> StepReport:
@@ -186,6 +195,10 @@ class EngineThread(Generic[D]):
         if piece.stopped:
             finish_reason = "stop"
             self._scheduler.finish(output.request_id, num_generated, finish_reason)
+        if request.rule is not None and request.rule.failure is not None:
+            log.warning("event=rule_failed reason=%r", request.rule.failure)
+            finish_reason = "abort"  # even where the text seems to have come to its end: nobody knows whether it may
+            self._scheduler.finish(output.request_id, num_generated, finish_reason)
         if finish_reason is not None:
             del self._requests[output.request_id]
         token_ids = output.new_token_ids[: piece.num_tokens]
@@ -198,6 +211,8 @@ class EngineThread(Generic[D]):
             prompt_logprobs=self._token_texts.name(output.prompt_logprobs),
             finish_reason=finish_reason,
             num_cached_tokens=request.num_cached_tokens,
+            num_prediction_accepted=request.num_prediction_accepted,
+            num_prediction_rejected=request.num_prediction_rejected,
         )
 
     def _learned(self) -> Learned:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from smartspec.execution import checkpoint, memory, rope, self_check, threads, t
 from smartspec.execution.attention import LayerGeometry, UnsupportedModelError
 from smartspec.execution.checkpoint import Source
 from smartspec.execution.compiled_forward import CompileError, compile_forward
+from smartspec.execution.grammar import GrammarCompiler
 from smartspec.execution.kv_cache import bytes_per_block
 from smartspec.execution.packed_linear import Product, pack_linears
 from smartspec.execution.paged_model import PagedModel, eager
@@ -22,6 +24,7 @@ from smartspec.execution.row_invariance import row_multiple
 from smartspec.execution.self_check import Attention
 from smartspec.policy.types import Proposer
 from smartspec.scheduling.client import Tokenizer
+from smartspec.scheduling.grammar import Grammar, GrammarSpec
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class LoadedModel:
     target: Model
     draft: Model | None
     tokenizer: Tokenizer
+    compile_grammar: Callable[[GrammarSpec], Grammar]
     eos_token_ids: frozenset[int]
     attention: Attention
     compiled: bool
@@ -119,11 +123,13 @@ def load(config: RuntimeConfig) -> LoadedModel:
     compiled = _compile(built, "target", chosen.compile, must_be_invariant=invariant)
     if built_draft is not None:
         _compile(built_draft, "draft", chosen.compile, must_be_invariant=False)
+    eos_token_ids = _eos_token_ids(target.model, words)
     loaded = LoadedModel(
         target=built,
         draft=built_draft,
         tokenizer=tokenizer.HuggingFaceTokenizer(words),
-        eos_token_ids=_eos_token_ids(target.model, words),
+        compile_grammar=GrammarCompiler(words, vocab_size=built.vocab_size, eos_token_ids=eos_token_ids).compile,
+        eos_token_ids=eos_token_ids,
         attention=target.attention,
         compiled=compiled,
         invariant=invariant,

@@ -31,14 +31,32 @@ class HuggingFaceTokenizer:
         )
         return text
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    @property
+    def chat_template(self) -> str | None:
+        """The template that writes conversations with tools, if the model has one."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        if isinstance(template, dict):  # several by name, one of them for tools perhaps
+            template = template.get("tool_use") or template.get("default")
+        return template if isinstance(template, str) else None
+
+    def token_of(self, text: str) -> int | None:
+        """The token of its own that *text* has beside the vocabulary of plain text, if it has one."""
+        number: int | None = self._tokenizer.added_tokens_encoder.get(text)
+        return number
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """The prompt for *messages*, ready for an answer; raises InvalidRequestError("messages", ...) when the model
         has no template or its template refuses them."""
         if not getattr(self._tokenizer, "chat_template", None):
             raise InvalidRequestError("messages", "this model has no chat template; use /v1/completions")
         try:
             prompt: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             # Templates are programs that come with a checkpoint: what they raise on odd messages is up to them.

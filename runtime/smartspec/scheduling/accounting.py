@@ -24,12 +24,13 @@ class StepTally:
         self._tokens_kept += num_kept
         drafted, accepted = sampled.num_drafted, min(sampled.num_accepted, num_kept)
         proposer = scheduled.proposer if drafted else None
+        source = scheduled.source if drafted else None
         if scheduled.num_output_tokens and len(scheduled.token_ids) == 1:
-            self._k_by_request.append((proposer or "none", drafted))
-        if proposer is None:
+            self._k_by_request.append((source or "none", drafted))
+        if proposer is None or source is None:
             return
-        self._drafted[proposer] += drafted
-        self._accepted[proposer] += accepted
+        self._drafted[source] += drafted
+        self._accepted[source] += accepted
         while len(self._accepted_by_position) < drafted:
             self._accepted_by_position.append(0)
         for position in range(accepted):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
+from smartspec.scheduling.grammar import Grammar, GrammarSpec
 from smartspec.scheduling.output import StepStats
 from smartspec.scheduling.request import FinishReason, LogitRule, SamplingParams, SpeculationParams
 
@@ -49,6 +50,10 @@ class GenerationRequest:
     """Computed prefixes are shared only with requests of the same salt."""
     rule: LogitRule | None = None
     """Adjusts the logits beyond what `sampling` says; made for this sequence alone."""
+    prediction_token_ids: Sequence[int] = ()
+    """What the client expects most of the answer to be: drafted from, never a part of the text by itself."""
+    shows_special_tokens: bool = False
+    """Whether special tokens are part of the text, as where they tell calls of tools from content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,8 @@ class GenerationDelta:
     `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
     `num_cached_tokens` of the prompt were found computed.
     `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
-    prompt from its second token on.
+    prompt from its second token on. Of the tokens drafted from the client's
+    prediction so far, `num_prediction_accepted` were kept and `num_prediction_rejected` were not.
     """
 
     text: str
@@ -82,6 +88,8 @@ class GenerationDelta:
     prompt_logprobs: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    num_prediction_accepted: int = 0
+    num_prediction_rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,16 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of *token_ids*."""
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    @property
+    def chat_template(self) -> str | None:
+        """The template that writes conversations with tools, if the model has one."""
+
+    def token_of(self, text: str) -> int | None:
+        """The token of its own that *text* has beside the vocabulary of plain text, if it has one."""
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """The prompt for *messages*, ready for an answer; raises InvalidRequestError("messages", ...) when refused."""
 
 
@@ -139,6 +156,10 @@ class EngineClient(Protocol):
         """Queue *request* and yield its deltas. Closing the generator early aborts the request and frees its blocks
         before the next step. Raises QueueFullError, NotAcceptingError or InvalidRequestError before the first delta:
         at the call, not at the first iteration."""
+
+    async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+        """The grammar of *spec*, for rules of requests to come; waits until it is compiled. Raises GrammarError when
+        it cannot be, QueueFullError when too many others wait, or NotAcceptingError."""
 
     def load(self) -> LoadReport:
         """Load now and over the recent window."""

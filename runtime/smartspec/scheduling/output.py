@@ -5,11 +5,16 @@ What there is one of for each request and step is a msgspec Struct: made in a te
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from msgspec import Struct
 
 from smartspec.policy.types import Decision, Proposer, StepFeatures, StepSeconds, Verifier
 from smartspec.scheduling.request import FinishReason, RuledText, SamplingParams, TokenLogprob
+
+CopySource = Literal["lookup", "prediction", "grammar"]
+"""Where tokens that the proposer "lookup" proposes were copied from. The policy weighs them all alike, by the length of
+the match."""
 
 
 class Proposal(Struct, frozen=True, gc=False):
@@ -62,10 +67,16 @@ class ScheduledRequest(Struct, frozen=True, gc=False):
     num_speculative_tokens: int = 0
     lookup_tokens: tuple[int, ...] = ()
     lookup_match_tokens: int = 0
+    lookup_source: CopySource = "lookup"
     ruled: RuledText | None = None
     prompt_targets: Sequence[int] = ()
     draft_start: int = 0
     catchup_token_ids: Sequence[int] = ()
+
+    @property
+    def source(self) -> Proposer | CopySource | None:
+        """Who proposes, and with copied tokens where they were copied from."""
+        return self.lookup_source if self.proposer == "lookup" else self.proposer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,7 @@ class RequestOutput(Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     num_drafted: int = 0
     num_accepted: int = 0
+    proposer: Proposer | CopySource | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 

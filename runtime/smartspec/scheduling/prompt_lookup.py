@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from smartspec.scheduling.output import CopySource
+
 NGRAM_SIZES = (4, 3, 2)
 """Tried longest first. One token alone matches everywhere and predicts nothing."""
 
@@ -16,10 +18,12 @@ MAX_MATCH_TOKENS = 16
 
 
 class Match(Struct, frozen=True, gc=False):
-    """`token_ids` followed an earlier occurrence of the sequence's last `match_tokens` tokens."""
+    """`token_ids` followed an earlier occurrence of the sequence's last `match_tokens` tokens, in what `source` names:
+    the text itself, the client's prediction, or (no occurrence at all) what a grammar lets follow alone."""
 
     token_ids: tuple[int, ...] = ()
     match_tokens: int = 0
+    source: CopySource = "lookup"
 
 
 NO_MATCH = Match()

@@ -162,6 +162,8 @@ class Request:
     `cache_salt`: only requests with an equal one share a prefix. `num_cached_tokens` were found computed when the
     request first left the queue; `num_shared_tokens` of its tokens lie in blocks found, not computed, this time.
     `prompt_logprobs` are those of its prompt tokens from the second on, as far as they were wanted and computed.
+    `prediction_token_ids` are what the client expects most of the output to be; of those drafted so far so many were
+    accepted and rejected. `shows_special_tokens`: they are text, too.
     `rule` adjusts its logits beyond what `sampling` says; `ruled` is None where nothing adjusts them.
     `block_keys` are those of its full blocks, as far as anyone has asked; `num_published_blocks` were published.
     """
@@ -176,6 +178,10 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     rule: LogitRule | None = None
+    prediction_token_ids: Sequence[int] = ()
+    shows_special_tokens: bool = False
+    num_prediction_accepted: int = 0
+    num_prediction_rejected: int = 0
     token_ids: list[int] = field(default_factory=list)
     verifier: Verifier = "greedy"
     num_computed_tokens: int = 0

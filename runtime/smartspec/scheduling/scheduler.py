@@ -241,6 +241,7 @@ class Scheduler:
             num_speculative_tokens=grant.num_tokens if grant else 0,
             lookup_match_tokens=grant.lookup_match_tokens if grant else 0,
             lookup_tokens=grant.lookup_tokens if grant else (),
+            lookup_source=grant.lookup_source if grant else "lookup",
             ruled=request.ruled,
             prompt_targets=request.prompt_targets(start, end),
             draft_start=request.num_draft_computed_tokens,
@@ -289,6 +290,9 @@ class Scheduler:
             self._prefixes.set_draft_progress(request, min(drafted_to, request.num_tokens - 1))
         self._prefixes.publish(request, request.num_computed_tokens)
         tally.count(scheduled, sampled, num_kept)
+        if scheduled.lookup_source == "prediction" and sampled.num_drafted:
+            request.num_prediction_accepted += min(sampled.num_accepted, num_kept)
+            request.num_prediction_rejected += sampled.num_drafted - sampled.num_accepted
         self.pool.shrink(request.block_table, request.num_tokens)
         return RequestOutput(
             request_id=request.request_id,
@@ -298,6 +302,7 @@ class Scheduler:
             finish_reason=reason,
             num_drafted=sampled.num_drafted,
             num_accepted=min(sampled.num_accepted, num_kept),
+            proposer=scheduled.source if sampled.num_drafted else None,
         )
 
     def _release(self, request: Request, reason: FinishReason) -> None:

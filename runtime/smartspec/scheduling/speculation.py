@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 
+import msgspec
 from msgspec import Struct
 
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Candidate, Decision, Proposer
 from smartspec.scheduling.block_pool import BlockPool
+from smartspec.scheduling.output import CopySource
+from smartspec.scheduling.prediction import Prediction
 from smartspec.scheduling.prefix_cache import PrefixCache
-from smartspec.scheduling.prompt_lookup import NO_MATCH, Match, PromptLookup
+from smartspec.scheduling.prompt_lookup import MAX_MATCH_TOKENS, NO_MATCH, Match, PromptLookup
 from smartspec.scheduling.request import Request
 
 MAX_SPECULATIVE_TOKENS = 32
@@ -22,6 +25,7 @@ class Grant(Struct, frozen=True, gc=False):
     num_tokens: int
     lookup_tokens: tuple[int, ...] = ()
     lookup_match_tokens: int = 0
+    lookup_source: CopySource = "lookup"
 
 
 class SpeculationRoom:
@@ -45,6 +49,7 @@ class SpeculationRoom:
         self._max_model_len = max_model_len
         self._max_catchup_tokens = max_catchup_tokens
         self._lookups: dict[str, PromptLookup] = {}
+        self._predictions: dict[str, Prediction] = {}
 
     def offer(self, request: Request, settings: PolicySettings) -> tuple[Candidate, Match]:
         """*request* as the policy sees it, and the tokens that prompt lookup has for it."""
@@ -93,7 +98,7 @@ class SpeculationRoom:
             self._pool.grow(request.block_table, request.num_tokens + num_tokens)
             max_nodes -= num_tokens
             if choice.proposer == "lookup":
-                grant = Grant("lookup", num_tokens, match.token_ids[:num_tokens], match.match_tokens)
+                grant = Grant("lookup", num_tokens, match.token_ids[:num_tokens], match.match_tokens, match.source)
             else:
                 grant = Grant("draft", num_tokens)
                 num_catchup += lag or 0
@@ -103,11 +108,12 @@ class SpeculationRoom:
     def forget(self, request_id: str) -> None:
         """Drop the index of a request that has ended."""
         self._lookups.pop(request_id, None)
+        self._predictions.pop(request_id, None)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept for any request."""
-        return not self._lookups
+        return not self._lookups and not self._predictions
 
     def _room(self, request: Request) -> int:
         """Speculative tokens *request* has a use and a place for; one more token always comes from the target."""
@@ -131,7 +137,31 @@ class SpeculationRoom:
         is_wanted = settings.policy != "off" or request.speculation.mode == "fixed"
         if not is_wanted or not room or "lookup" not in self._proposers:
             return NO_MATCH
-        lookup = self._lookups.get(request.request_id)
-        if lookup is None:
-            lookup = self._lookups[request.request_id] = PromptLookup(request.token_ids)
-        return lookup.find(room)
+        rule, text = request.rule, request.ruled
+        if rule is not None and text is not None and (forced := rule.forces(text)):
+            # Nothing is more likely: what is left open is how the model spells it.
+            return Match(tuple(forced[:room]), MAX_MATCH_TOKENS, "grammar")
+        match = self._longest(request, room)
+        if rule is not None and text is not None and match.token_ids:
+            permitted = rule.permits(text, match.token_ids)
+            match = msgspec.structs.replace(match, token_ids=match.token_ids[:permitted]) if permitted else NO_MATCH
+        return match
+
+    def _longest(self, request: Request, room: int) -> Match:
+        """What to copy: from the client's prediction, or from the text itself where more of it matches."""
+        request_id, match = request.request_id, NO_MATCH
+        if "lookup" in self._proposers:
+            lookup = self._lookups.get(request_id)
+            if lookup is None:
+                lookup = self._lookups[request_id] = PromptLookup(request.token_ids)
+            match = lookup.find(room)
+        if request.prediction_token_ids:
+            prediction = self._predictions.get(request_id)
+            if prediction is None:
+                prediction = self._predictions[request_id] = Prediction(
+                    request.prediction_token_ids, request.token_ids, request.num_prompt_tokens
+                )
+            predicted = prediction.find(room)
+            if predicted.match_tokens >= match.match_tokens:
+                match = predicted
+        return match

@@ -40,6 +40,8 @@ class Choice:
     prompt_logprobs: Sequence[ScoredToken] = ()
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    num_prediction_accepted: int = 0
+    num_prediction_rejected: int = 0
     num_generation_tokens: int = 0
     finish_reason: str | None = None
 
@@ -93,12 +95,18 @@ async def answer(
         prompt = sum(choice.num_prompt_tokens for choice in choices[::per_prompt])  # a prompt counts once
         cached = sum(choice.num_cached_tokens for choice in choices[::per_prompt])
         completion = sum(choice.num_generation_tokens for choice in choices)
-        return {
+        counts: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+        if any(request.prediction_token_ids for request in requests):
+            counts["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(choice.num_prediction_accepted for choice in choices),
+                "rejected_prediction_tokens": sum(choice.num_prediction_rejected for choice in choices),
+            }
+        return counts
 
     engine = context.lifecycle.accepting_engine
     if len(requests) > 1:
@@ -235,6 +243,8 @@ def _count(choice: Choice, delta: GenerationDelta) -> None:
         raise NotAcceptingError("the server ended this request early")
     choice.num_prompt_tokens = delta.num_prompt_tokens
     choice.num_cached_tokens = delta.num_cached_tokens
+    choice.num_prediction_accepted = delta.num_prediction_accepted
+    choice.num_prediction_rejected = delta.num_prediction_rejected
     choice.num_generation_tokens = delta.num_generation_tokens
     choice.finish_reason = delta.finish_reason
 

@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`: a conversation in, the next turn out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -9,17 +9,20 @@ from aiohttp import web
 from smartspec.scheduling.client import GenerationDelta, GenerationRequest, ScoredToken
 from smartspec.server.answers import Choice, answer, new_id, now_unix
 from smartspec.server.context import CONTEXT, read_body
+from smartspec.server.conversation import encode_chat, encode_prediction
 from smartspec.server.errors import ApiError
 from smartspec.server.logprobs import chat_logprobs, prompt_logprobs
 from smartspec.server.parameters import (
     check_model,
     check_prompt_logprobs,
-    encode_chat,
     room_for_answer,
     sampling_params,
     speculation_params,
 )
 from smartspec.server.protocol import ChatBody
+from smartspec.server.structured_outputs import compiled, form_of
+from smartspec.server.tools import plan_tools
+from smartspec.server.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class ChatShape:
     created: int
     with_logprobs: bool
     num_prompt_top: int | None = None
+    turns: Turns = field(default_factory=Turns)
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -57,7 +61,8 @@ class ChatShape:
     def chunk(self, index: int, delta: GenerationDelta) -> dict[str, Any]:
         """One chunk of a stream."""
         logprobs = self._logprobs(delta.logprobs)
-        return self._chunk(index, {"content": delta.text} if delta.text else {}, logprobs, delta.finish_reason)
+        piece, finish_reason = self.turns.piece(index, delta.text, delta.finish_reason)
+        return self._chunk(index, piece, logprobs, finish_reason)
 
     def last_chunk(self) -> dict[str, Any]:
         """The chunk without choices that carries the usage."""
@@ -65,18 +70,12 @@ class ChatShape:
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The complete answer."""
-        answer = self._object(
-            "chat.completion",
-            [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": self._logprobs(choice.logprobs),
-                    "finish_reason": choice.finish_reason,
-                }
-                for index, choice in enumerate(choices)
-            ],
-        )
+        written = []
+        for index, choice in enumerate(choices):
+            message, finish_reason = self.turns.whole(choice.text, choice.finish_reason)
+            logprobs = self._logprobs(choice.logprobs)
+            written.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason})
+        answer = self._object("chat.completion", written)
         if self.num_prompt_top is not None:
             scored = choices[0].prompt_logprobs
             answer["prompt_logprobs"] = prompt_logprobs(scored, num_top=self.num_prompt_top)
@@ -92,13 +91,21 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         message = "max_tokens and max_completion_tokens differ; max_completion_tokens is the newer name"
         raise ApiError(400, message, param="max_tokens")
-    token_ids = await encode_chat(engine.tokenizer, body.messages)
+    tools = plan_tools(body, engine.tokenizer)
+    token_ids = await encode_chat(
+        engine.tokenizer,
+        body.messages,
+        tools=tools.told if tools else (),
+        instructions=tools.instructions if tools else "",
+    )
     wanted = body.max_completion_tokens or body.max_tokens
     max_tokens = room_for_answer(info, len(token_ids), wanted, param="messages")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     check_prompt_logprobs(body)
     speculation = speculation_params(body)
+    prediction = await encode_prediction(engine.tokenizer, body.prediction)
+    grammar = await compiled(engine, tools.form if tools else form_of(body))
     answer_id = new_id("chatcmpl")
     requests = [
         GenerationRequest(
@@ -114,8 +121,11 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
             ),
             speculation,
             body.cache_salt or "",
+            rule=grammar.rule() if grammar else None,
+            prediction_token_ids=prediction,
+            shows_special_tokens=tools is not None and tools.shows_marks,
         )
         for choice in range(body.n)
     ]
-    shape = ChatShape(answer_id, info.model, now_unix(), body.logprobs, body.prompt_logprobs)
+    shape = ChatShape(answer_id, info.model, now_unix(), body.logprobs, body.prompt_logprobs, Turns(tools))
     return await answer(request, body, requests, shape, headers)

@@ -22,6 +22,7 @@ from smartspec.server.parameters import (
     speculation_params,
 )
 from smartspec.server.protocol import CompletionBody
+from smartspec.server.structured_outputs import compiled, form_of
 
 MAX_SEQUENCES = 256
 """In one request. They are queued all or none: many more would find the queue full for ever."""
@@ -118,6 +119,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
         prompt_top = max(num_top, prompt_top or 0)
     logprobs = 0 if num_top is None and per_prompt > body.n else num_top
     speculation = speculation_params(body)
+    grammar = await compiled(engine, form_of(body))
     answer_id = new_id("cmpl")
     requests: list[GenerationRequest] = []
     prompts = await _prompts(engine.tokenizer, body, most=MAX_SEQUENCES // per_prompt)
@@ -135,7 +137,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
                 choice=choice,
             )
             name, salt = f"{answer_id}-{len(requests)}", body.cache_salt or ""
-            requests.append(GenerationRequest(name, token_ids, sampling, speculation, salt))
+            rule = grammar.rule() if grammar else None
+            requests.append(GenerationRequest(name, token_ids, sampling, speculation, salt, rule=rule))
     echoes = await _echoes(engine.tokenizer, body, prompts) if body.echo else ()
     shape = CompletionShape(answer_id, info.model, now_unix(), num_top, echoes, body.prompt_logprobs)
     return await answer(request, body, requests, shape, headers, best_of=per_prompt, only_prompt=body.max_tokens == 0)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from smartspec.scheduling.client import EngineInfo, Tokenizer
 from smartspec.scheduling.request import SamplingParams, SpeculationParams
 from smartspec.server.errors import ApiError
-from smartspec.server.protocol import GenerationBody, Message
+from smartspec.server.protocol import GenerationBody
 
 SEED_MODULUS = 2**63
 LONG_TEXT_CHARACTERS = 16_384
@@ -114,29 +114,3 @@ async def encode(tokenizer: Tokenizer, texts: Sequence[str], *, add_special_toke
     return await beside_the_loop(
         sum(map(len, texts)), lambda: [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
     )
-
-
-async def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation; the template writes all special tokens itself."""
-    plain = [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return await beside_the_loop(
-        sum(len(message["role"]) + len(message["content"]) for message in plain),
-        lambda: tokenizer.encode(tokenizer.apply_chat_template(plain), add_special_tokens=False),
-    )
-
-
-def _plain_message(message: Message, where: str) -> dict[str, str]:
-    """What templates understand: a role and a text. `developer` is OpenAI's newer word for `system`."""
-    role = "system" if message.role == "developer" else message.role
-    if message.content is None or isinstance(message.content, str):
-        return {"role": role, "content": message.content or ""}
-    texts = []
-    for index, part in enumerate(message.content):
-        if part.type != "text":
-            param = f"{where}.content[{index}].type"
-            raise ApiError(400, f"{param}: only text is supported, got {part.type[:40]!r}", param=param)
-        if part.text is None:
-            param = f"{where}.content[{index}].text"
-            raise ApiError(400, f"{param} is missing", param=param)
-        texts.append(part.text)
-    return {"role": role, "content": "".join(texts)}

@@ -6,6 +6,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from smartspec.server.errors import ApiError, validation_error
+from smartspec.server.structured_outputs import StructuredFields
+from smartspec.server.tool_protocol import Tool, ToolCall, ToolChoice
 
 MAX_INT32 = 2**31 - 1
 """Bounds what becomes an element of a tensor: a larger one would fail the step, and every request in it."""
@@ -34,7 +36,7 @@ class SpeculationBody(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
-class GenerationBody(Struct, kw_only=True):
+class GenerationBody(StructuredFields, kw_only=True):
     """What both endpoints understand."""
 
     model: Annotated[str | None, Meta(description="The model served; may be left out.")] = None
@@ -119,14 +121,24 @@ class ContentPart(Struct):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+
+class Prediction(Struct, frozen=True):
+    """What the client expects most of the answer to be: a text, or parts of one."""
+
+    type: Literal["content"]
+    content: str | list[ContentPart]
 
 
 class Message(Struct):
-    """One turn of a conversation."""
+    """One turn of a conversation. An assistant's may have called tools; a tool's says to which call it belongs."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
-    tool_calls: Annotated[list[Any], Meta(max_length=0)] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class ChatBody(GenerationBody, kw_only=True):
@@ -145,6 +157,17 @@ class ChatBody(GenerationBody, kw_only=True):
         int,
         Meta(ge=0, le=MAX_LOGPROBS, description="With logprobs: also those of so many of the most probable tokens."),
     ] = 0
+    tools: Annotated[list[Tool], Meta(max_length=128, description="Functions that the model may call.")] = (
+        msgspec.field(default_factory=list)
+    )
+    tool_choice: Annotated[
+        ToolChoice | None,
+        Meta(description="auto (default with tools): the model decides; required, or a function: it must; none."),
+    ] = None
+    parallel_tool_calls: Annotated[bool, Meta(description="Whether one answer may have several calls.")] = True
+    prediction: Annotated[
+        Prediction | None, Meta(description="Text that most of the answer will repeat: it is drafted from.")
+    ] = None
 
 
 class TokenizeBody(Struct):
@@ -179,19 +202,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_embeds": (),
-    "response_format": ({"type": "text"},),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -205,7 +222,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 HARMLESS = frozenset(
     (
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "safety_identifier",
         "service_tier",

@@ -14,9 +14,11 @@ from smartspec.scheduling.client import EngineInfo
 from smartspec.server.chat import create_chat_completion
 from smartspec.server.completions import create_completion
 from smartspec.server.context import CONTEXT, Context, read_body
+from smartspec.server.conversation import encode_chat
+from smartspec.server.embeddings import create_embeddings
 from smartspec.server.errors import ApiError, Handler, answer_errors
 from smartspec.server.exposition import CONTENT_TYPE
-from smartspec.server.parameters import beside_the_loop, check_model, check_vocabulary, encode, encode_chat
+from smartspec.server.parameters import beside_the_loop, check_model, check_vocabulary, encode
 from smartspec.server.protocol import DetokenizeBody, TokenizeBody
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
@@ -31,6 +33,7 @@ def public_app(context: Context, config: ServerConfig) -> web.Application:
     app[CONTEXT] = context
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/chat/completions", create_chat_completion)
+    app.router.add_post("/v1/embeddings", create_embeddings)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{model:.+}", show_model)
     app.router.add_post("/tokenize", tokenize)

@@ -24,6 +24,7 @@ from smartspec.scheduling.client import (
     QueueFullError,
     StalePolicyError,
 )
+from smartspec.scheduling.grammar import Grammar, GrammarError, GrammarSpec
 from smartspec.scheduling.output import ModelRunnerOutput, SchedulerOutput, StepStats
 from smartspec.scheduling.request import SamplingParams
 from smartspec.scheduling.scheduler import Scheduler
@@ -47,6 +48,11 @@ class LetterTokenizer:
     def apply_chat_template(self, messages: object) -> str:
         """Not needed here."""
         raise NotImplementedError
+
+
+def compile_letters(spec: GrammarSpec) -> Grammar:
+    """No text of letters is under a grammar here."""
+    raise GrammarError("there are no grammars of letters")
 
 
 class GatedRunner(IntegerRunner):
@@ -101,7 +107,12 @@ async def running(
         target="integers",
     )
     loaded = LoadedEngine(
-        Engine(scheduling, IntegerProposer(4), runner, clock), policy, info, LetterTokenizer(), frozenset({19})
+        Engine(scheduling, IntegerProposer(4), runner, clock),
+        policy,
+        info,
+        LetterTokenizer(),
+        frozenset({19}),
+        compile_letters,
     )
     engine = AsyncEngine(lambda: loaded, config, PolicySettings(), clock=clock)
     await engine.start()

@@ -52,7 +52,7 @@ async def test_bad_field_is_named(field: str, value: Any) -> None:
     [
         ("suffix", "x"), ("top_logprobs", 2), ("use_beam_search", True), ("allowed_token_ids", [1]),
         ("include_stop_str_in_output", True), ("skip_special_tokens", False),
-        ("response_format", {"type": "json_object"}),
+        ("prediction", {"type": "content", "content": "x"}),
     ],
 )  # fmt: skip
 async def test_unsupported_field_is_refused_by_name(field: str, value: Any) -> None:
