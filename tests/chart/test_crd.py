@@ -30,8 +30,8 @@ def rules(schema: Any) -> Iterator[dict[str, str]]:
 
 
 def test_it_is_the_one_in_crds() -> None:
-    """The chart has no copy to forget: a link, and the rendered spec equals the source, every rule of it."""
-    assert (CHART / "files/smartspec.io_smartspecs.yaml").resolve() == ROOT / "crds/smartspec.io_smartspecs.yaml"
+    """There is no copy to forget: one is a link to the other. The rendered spec equals it, every rule of it."""
+    assert (ROOT / "crds/smartspec.io_smartspecs.yaml").resolve() == CHART / "files/smartspec.io_smartspecs.yaml"
     crd = one(render(kubernetes=NEW), "CustomResourceDefinition")
     assert (crd["metadata"]["name"], crd["spec"]) == (SOURCE["metadata"]["name"], SOURCE["spec"])
     assert len(list(rules(crd))) >= 8
