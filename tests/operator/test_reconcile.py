@@ -11,7 +11,7 @@ from fleets import NOW, load
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings, decode_settings
 from smartspec_operator.cluster import NotOursError
-from smartspec_operator.observe import read_pod
+from smartspec_operator.observe import observe, read_pod
 from smartspec_operator.reconcile import reconcile
 from smartspec_operator.reported import Status
 from smartspec_operator.resource import POLICY_FILE, InvalidSpecError, Manifest, SmartSpec, parse
@@ -167,6 +167,34 @@ def test_a_replica_that_loads_is_not_told() -> None:
     replicas = MemoryReplicas(loading=load(state="loading"), draining=load(state="draining"))
     run(cluster, replicas, replicas=2)
     assert replicas.pushed == []
+
+
+def test_integrations_that_are_asked_for_no_more_are_removed() -> None:
+    """Only those that are ours; without being asked for, a kind is left alone."""
+    cluster = MemoryCluster()
+    cluster.known = {"PodMonitor"}
+    run(cluster, integrations={"podMonitor": {}})
+    assert cluster.applied[-2:] == ["PodMonitor", "Deployment"]
+    theirs = {"metadata": {"name": "theirs", "ownerReferences": [{"uid": "other", "controller": True}]}}
+    cluster.objects["PodMonitor", "theirs"] = theirs
+    run(cluster)
+    assert [name for kind, name in cluster.objects if kind == "PodMonitor"] == ["theirs"]
+
+
+def test_a_pod_that_only_waits_is_told_apart_by_its_claim() -> None:
+    """A node, no address, for minutes: a ReadWriteOnce claim may be why."""
+    for mode, shared in (("ReadWriteOnce", False), ("ReadWriteMany", True)):
+        cluster = MemoryCluster()
+        cluster.objects["PersistentVolumeClaim", "weights"] = {"spec": {"accessModes": [mode]}}
+        cluster.add_pod("a", ready=False)
+        pod = cluster.objects["Pod", "a"]
+        pod["spec"]["nodeName"], pod["status"]["podIP"] = "n1", None
+        body = {"metadata": {"name": "demo"}, "spec": {"model": {"source": "m"}}}
+        body["spec"]["storage"] = {"cache": {"claimName": "weights"}}
+        world = asyncio.run(observe(parse(body), cluster, MemoryReplicas(), NOW))
+        assert world.shared_cache is shared
+        assert world.replicas[0].pod.problem is not None
+        assert world.replicas[0].pod.problem.reason == "Stuck"
 
 
 def test_victims_are_marked_and_drained_once() -> None:

@@ -160,11 +160,49 @@ def test_ones_own_environment_and_volumes_are_kept() -> None:
         ({}, {"emptyDir": {}}),
         ({"sizeLimit": "20Gi"}, {"emptyDir": {"sizeLimit": "20Gi"}}),
         ({"claimName": "weights"}, {"persistentVolumeClaim": {"claimName": "weights"}}),
+        ({"size": "20Gi"}, {"persistentVolumeClaim": {"claimName": "demo-cache"}}),
     ],
 )
 def test_the_cache_is_where_the_spec_says(cache: dict[str, str], volume: dict[str, Any]) -> None:
     """An emptyDir, a bounded one, or a claim."""
     assert pod(storage={"cache": cache})["volumes"][0] == {"name": "cache", **volume}
+
+
+def test_a_cache_of_a_size_is_a_claim_of_the_resources_own() -> None:
+    """It goes with its owner; one that is only named is somebody else's, and not touched."""
+    cache = {"size": "20Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"}
+    claim = children(storage={"cache": cache})["PersistentVolumeClaim"]
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteMany"], "storageClassName": "fast", "resources": {"requests": {"storage": "20Gi"}},
+    }  # fmt: skip
+    assert claim["metadata"]["ownerReferences"][0]["uid"] == "u-1"
+    assert "PersistentVolumeClaim" not in children(storage={"cache": {"claimName": "weights"}})
+
+
+BOTH = {"podMonitor": {"labels": {"release": "p"}}, "inferencePool": {"endpointPicker": "picker", "port": 9}}
+
+
+def test_integrations_are_made_where_they_are_asked_for_and_known() -> None:
+    """Neither alone makes one: a kind that the cluster does not know would fail every reconcile."""
+    assert {"PodMonitor", "InferencePool"} & set(children(integrations=BOTH)) == set()
+    known = replace(SEEN, known_kinds=frozenset({"PodMonitor"}))
+    made = children(seen=known, integrations=BOTH)
+    assert "InferencePool" not in made
+    assert made["PodMonitor"]["metadata"]["labels"]["release"] == "p"
+    assert made["PodMonitor"]["spec"]["podMetricsEndpoints"] == [{"port": "http", "path": "/metrics"}]
+    assert "PodMonitor" not in children(seen=known)
+
+
+def test_a_pool_finds_the_replicas_and_tells_their_kind() -> None:
+    """The endpoint picker reads the pods' label; others' pods are not rolled for it."""
+    known = replace(SEEN, known_kinds=frozenset({"InferencePool"}))
+    made = children(seen=known, integrations=BOTH)
+    labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["inference.networking.k8s.io/engine-type"] == "smartspec"
+    spec = made["InferencePool"]["spec"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert spec["endpointPickerRef"] == {"name": "picker", "port": {"number": 9}}
+    assert "engine-type" not in str(children()["Deployment"])
 
 
 def test_victims_are_marked_for_the_replicaset_controller() -> None:

@@ -12,7 +12,7 @@ from fleets import histogram, later, load, pending, policy, replica, seen, smart
 from smartspec_operator import status
 from smartspec_operator.reported import ScalingRecord, Status, as_manifest
 from smartspec_operator.resource import SmartSpec, parse, previous_status
-from smartspec_operator.world import Failure, Observation, ScalingDecision
+from smartspec_operator.world import Failure, Observation, Problem, ScalingDecision
 
 ONE = ScalingDecision(desired=1, replicas=1, active=False)
 SERVING = seen(replica("a", load(generation=1)))
@@ -67,6 +67,63 @@ def test_objectives_are_met_missed_or_not_spoken_of() -> None:
     assert condition(slow, "SLOMet", **slo) == ("False", "Missed")
     assert condition(SERVING, "SLOMet", **slo) is None
     assert condition(fast, "SLOMet") is None
+
+
+def test_a_policy_that_was_refused_says_by_whom_and_why() -> None:
+    """A replica that answers with an error is not merely late."""
+    owner, world = smartspec(), seen(replica("a", load(generation=0)))
+    told = status.compute(owner, world, policy(), ONE, {"a": Failure("/policy: HTTP 409 stale")}, now=later(0))
+    applied = told.condition("PolicyApplied")
+    assert applied is not None
+    assert (applied.status, applied.reason) == ("False", "Refused")
+    assert applied.message.endswith("a: /policy: HTTP 409 stale")
+
+
+def test_an_admin_key_that_is_missing_is_told_before_any_pod_can() -> None:
+    """The field of the spec stands in the message, and in that of `Ready`."""
+    server = {"adminKeySecretRef": {"name": "mine", "key": "k"}}
+    told = report(seen(pending("a")), server=server)
+    for kind in ("Degraded", "Ready"):
+        found = told.condition(kind)
+        assert found is not None
+        assert found.reason == "SecretMissing"
+        assert found.message.startswith("spec.server.adminKeySecretRef: ")
+    there = replace(seen(pending("a")), admin_key_version="v")
+    assert condition(there, "Degraded", server=server) == ("False", "AsExpected")
+
+
+@pytest.mark.parametrize(("shared", "other", "reason"), [
+    (False, "n2", "CacheNotShared"), (False, "n1", "Stuck"), (True, "n2", "Stuck"),
+])  # fmt: skip
+def test_a_cache_for_one_node_is_diagnosed_on_several(shared: bool, other: str, reason: str) -> None:
+    """A pod that cannot mount it says nothing itself, and only waits."""
+    stuck = replace(pending("b", problem="Stuck"), pod=replace(pending("b", problem="Stuck").pod, node=other))
+    world = replace(seen(replica("a", load(generation=1), node="n1"), stuck), shared_cache=shared)
+    assert condition(world, "Degraded") == ("True", reason)
+
+
+def test_waiting_for_the_next_pull_keeps_what_the_last_one_said() -> None:
+    """Kubelet's words alternate; the resource's do not, or each turn would be a write."""
+    failed = replica("a", ready=False, problem=Problem("ImagePullBackOff", "no such host"))
+    waits = replica("a", ready=False, problem=Problem("ImagePullBackOff", 'Back-off pulling image "x"'))
+    first = report(seen(failed))
+    assert report(seen(waits), first) == first
+
+
+def test_pods_that_cannot_be_made_are_no_mere_wait() -> None:
+    """There is no pod that could say why: the Deployment does."""
+    world = replace(seen(deployed=1), problem=Problem("FailedCreate", "exceeded quota"))
+    assert condition(world, "Ready") == ("False", "FailedCreate")
+
+
+def test_integrations_that_the_cluster_does_not_know_are_named() -> None:
+    """A condition of its own: serving goes on without them."""
+    asked = {"integrations": {"podMonitor": {}}}
+    known = replace(SERVING, known_kinds=frozenset({"PodMonitor"}))
+    assert condition(SERVING, "Integrated", **asked) == ("False", "KindMissing")
+    assert condition(known, "Integrated", **asked) == ("True", "Complete")
+    assert condition(known, "Integrated") is None
+    assert condition(SERVING, "Ready", **asked) == ("True", "Serving")
 
 
 def test_autoscaling_wins_and_says_so() -> None:
