@@ -22,6 +22,7 @@ from smartspec.policy.types import (
     StepSeconds,
 )
 from smartspec.scheduling.output import ModelRunnerOutput, SampledTokens, ScheduledRequest, SchedulerOutput
+from smartspec.scheduling.request import TokenLogprob
 
 VOCAB_SIZE = 20
 
@@ -142,7 +143,8 @@ class IntegerRunner:
             num_requests=len(plan.scheduled),
             prefill_tokens=plan.num_prefill_tokens,
         )
-        return ModelRunnerOutput(sampled, progress, features, StepSeconds(0.0, 0.0, 0.0))
+        scored = {r.request_id: [TokenLogprob(t, 0.0, 1) for t in r.prompt_targets] for r in plan.scheduled}
+        return ModelRunnerOutput(sampled, progress, features, StepSeconds(0.0, 0.0, 0.0), scored)
 
 
 @dataclass

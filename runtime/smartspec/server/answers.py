@@ -21,9 +21,13 @@ from smartspec.server.context import CONTEXT
 from smartspec.server.errors import ApiError, as_api_error
 from smartspec.server.generation import Generation
 from smartspec.server.logprobs import mean_logprob
+from smartspec.server.parameters import beside_the_loop
 from smartspec.server.protocol import GenerationBody, StreamOptions
 
 log = logging.getLogger(__name__)
+
+LONG_ANSWER_FACTOR = 16
+"""Writing a token's log probabilities takes as long as tokenising so many characters."""
 
 Deltas = AsyncIterator[tuple[int, GenerationDelta]]
 
@@ -118,8 +122,13 @@ async def answer(
                 _take(choices[index], delta)
             kept = _best(choices, per_prompt, body.n)
             prompts = [one.prompt_token_ids for one in requests[::per_prompt] for _ in range(body.n)]
-            whole = _whole(shape, kept, prompts if body.return_token_ids else None)
-            data = msgspec.json.encode(whole | {"usage": usage()})
+            size = sum(len(choice.logprobs) + len(choice.prompt_logprobs) for choice in kept)
+            data = await beside_the_loop(
+                LONG_ANSWER_FACTOR * size,
+                lambda: msgspec.json.encode(
+                    _whole(shape, kept, prompts if body.return_token_ids else None) | {"usage": usage()}
+                ),
+            )
             return web.Response(body=data, content_type="application/json", headers=headers)
         response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
         try:

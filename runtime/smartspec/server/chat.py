@@ -102,7 +102,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     max_tokens = room_for_answer(info, len(token_ids), wanted, param="messages")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
-    check_prompt_logprobs(body)
+    check_prompt_logprobs(body, len(token_ids), body.prompt_logprobs, param="prompt_logprobs")
     speculation = speculation_params(body)
     prediction = await encode_prediction(engine.tokenizer, body.prediction)
     grammar = await compiled(engine, tools.form if tools else form_of(body))

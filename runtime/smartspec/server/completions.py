@@ -112,7 +112,6 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     info = engine.info
     check_model(info, body.model)
     per_prompt = _sequences_per_prompt(body)
-    check_prompt_logprobs(body)
     num_top = _num_top(body.logprobs)
     prompt_top = body.prompt_logprobs
     if body.echo and num_top is not None:
@@ -123,6 +122,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     answer_id = new_id("cmpl")
     requests: list[GenerationRequest] = []
     prompts = await _prompts(engine.tokenizer, body, most=MAX_SEQUENCES // per_prompt)
+    num_scored = sum(map(len, prompts)) * (per_prompt if body.stream else 1)
+    check_prompt_logprobs(body, num_scored, prompt_top, param="logprobs" if body.echo else "prompt_logprobs")
     for token_ids in prompts:
         check_vocabulary(info, token_ids, param="prompt")
         max_tokens = room_for_answer(info, len(token_ids), max(1, body.max_tokens), param="prompt")

@@ -13,6 +13,9 @@ SEED_MODULUS = 2**63
 LONG_TEXT_CHARACTERS = 16_384
 """Tokenising more than this takes milliseconds: it is done beside the event loop, so that streams do not stall."""
 
+MAX_PROMPT_LOGPROBS = 65_536
+"""In one request. They are kept until all are there, and take some hundred bytes each."""
+
 T = TypeVar("T")
 
 
@@ -79,10 +82,14 @@ def _logit_bias(info: EngineInfo, bias: Mapping[str, float]) -> tuple[tuple[int,
     return tuple(sorted(pairs.items()))
 
 
-def check_prompt_logprobs(body: GenerationBody) -> None:
-    """A stream has no place for them (vLLM's has none either)."""
+def check_prompt_logprobs(body: GenerationBody, num_prompt_tokens: int, num_top: int | None, *, param: str) -> None:
+    """Refuse more log probabilities of prompts than an answer can have, and those of a stream, which has no place for
+    them (vLLM's has none either)."""
     if body.stream and body.prompt_logprobs is not None:
         raise ApiError(400, "prompt_logprobs: not with stream", param="prompt_logprobs")
+    if num_top is not None and (num := num_prompt_tokens * (num_top + 1)) > MAX_PROMPT_LOGPROBS:
+        message = f"{param}: {num} log probabilities of prompt tokens; a request may have {MAX_PROMPT_LOGPROBS}"
+        raise ApiError(400, message, param=param)
 
 
 def speculation_params(body: GenerationBody) -> SpeculationParams:

@@ -157,3 +157,15 @@ async def test_token_ids_are_returned_when_asked_for() -> None:
     assert (choice["prompt_token_ids"], choice["token_ids"]) == ([97, 98, 99], [99, 98, 97])
     assert [chunk["choices"][0].get("prompt_token_ids") for chunk in chunks] == [[97, 98, 99], None]
     assert [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]] == [99, 98, 97]
+
+
+async def test_more_prompt_log_probabilities_than_an_answer_has_are_refused() -> None:
+    """Token ids times alternatives are bounded, over all prompts of a request, and the field is named."""
+    engine = FakeEngine()
+    async with serving(engine) as server:
+        many: dict[str, Any] = {"prompt": [[97] * 200] * 20, "max_tokens": 1}
+        status, answer = await server.post("/v1/completions", **many, prompt_logprobs=20)
+        assert (status, answer["error"]["param"]) == (400, "prompt_logprobs")
+        status, answer = await server.post("/v1/completions", **many, echo=True, logprobs=20)
+        assert (status, answer["error"]["param"]) == (400, "logprobs")
+    assert engine.requests == []
