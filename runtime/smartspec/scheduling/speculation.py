@@ -19,7 +19,8 @@ MAX_SPECULATIVE_TOKENS = 32
 
 
 class Grant(Struct, frozen=True, gc=False):
-    """Speculative slots given to one request for this step, with the tokens to copy when the proposer is "lookup"."""
+    """Speculative slots given to one request for this step, with the tokens to copy, and where from, when the proposer
+    is "lookup"."""
 
     proposer: Proposer
     num_tokens: int
@@ -135,7 +136,7 @@ class SpeculationRoom:
     def _match(self, request: Request, room: int, settings: PolicySettings) -> Match:
         # Where nobody may speculate, nobody pays for an index: it catches up by itself when it is asked again.
         is_wanted = settings.policy != "off" or request.speculation.mode == "fixed"
-        if not is_wanted or not room or "lookup" not in self._proposers:
+        if not is_wanted or not room or not self._proposers:
             return NO_MATCH
         rule, text = request.rule, request.ruled
         if rule is not None and text is not None and (forced := rule.forces(text)):

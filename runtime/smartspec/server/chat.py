@@ -49,7 +49,7 @@ class ChatShape:
         return chat_logprobs(tokens) if self.with_logprobs else None
 
     def _chunk(
-        self, index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish: str | None = None
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return self._object("chat.completion.chunk", [choice])
