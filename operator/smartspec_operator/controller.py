@@ -27,6 +27,9 @@ from smartspec_operator.world import Due, Timing, timestamp
 
 log = logging.getLogger(__name__)
 
+WORKERS = 64
+"""So many resources are reconciled at once: after a start every child is looked at, and API servers have limits."""
+
 
 @dataclass
 class Pace:
@@ -70,6 +73,7 @@ class Controller:
         self._cluster = cluster
         self._metrics = metrics
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._workers = asyncio.Semaphore(WORKERS)
         self._session = session
         self._image = image
         self._timing = timing
@@ -120,7 +124,7 @@ class Controller:
     async def _reconcile(self, body: Manifest, snapshot: Snapshot, *, at_once: bool) -> None:
         metadata = body["metadata"]
         pace = self._pace(body)
-        async with pace.lock:
+        async with pace.lock, self._workers:
             # What others did since this snapshot began is not in it, and must not be undone by it.
             if pace.reconciled > snapshot.started or metadata["generation"] < pace.generation:
                 return
