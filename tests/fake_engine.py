@@ -127,11 +127,7 @@ class FakeEngine:
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Queue *request*."""
-        if self.failure or not self._accepting:
-            raise NotAcceptingError(self.failure or "draining")
-        if len(self.waiting) >= self._max_queued_requests and len(self.running) >= self._max_num_seqs:
-            self.num_rejected += 1
-            raise QueueFullError(2.4)
+        self.refuse_if_full(request.tenant)
         prompt = self.tokenizer.decode(request.prompt_token_ids)
         text = prompt[::-1] * request.sampling.max_tokens if self._answer is None else self._answer
         sequence = FakeSequence(request, text[: request.sampling.max_tokens])
@@ -149,6 +145,14 @@ class FakeEngine:
             raise GrammarError("it is wrong")
         self.grammars.append(spec)
         return FakeGrammar()
+
+    def refuse_if_full(self, tenant: str) -> None:
+        """Refuse when there is no place."""
+        if self.failure or not self._accepting:
+            raise NotAcceptingError(self.failure or "draining")
+        if len(self.waiting) >= self._max_queued_requests and len(self.running) >= self._max_num_seqs:
+            self.num_rejected += 1
+            raise QueueFullError(2.4)
 
     async def _keep_stepping(self, seconds: float) -> None:
         while self.running or self.waiting:

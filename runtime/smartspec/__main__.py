@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from smartspec.config import ConfigError, RuntimeConfig
 from smartspec.policy.settings import PolicySettings
 from smartspec.recorder import Recorder
 from smartspec.scheduling.client import EngineClient
+from smartspec.server.exchange import REQUEST_ID
 from smartspec.server.serve import serve
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartspec")
 
 ENGINE_THREAD = "engine"
+MAX_WORKERS = 2
 LOAD_SECONDS = 2.0
 """How often a trace gets a load report: as often as an operator reads one."""
 
@@ -35,7 +38,9 @@ LOAD_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed, 2 told something that makes no sense."""
     parsed = arguments.parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s%(request)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_with_request_id)
     try:
         status = {"serve": _serve_until_stopped, "replay": _replay, "selftest": _selftest}[parsed.command](parsed)
     except ConfigError as error:
@@ -50,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _with_request_id(record: logging.LogRecord) -> bool:
+    """Let each line say which request it is about, if it is about one."""
+    request_id = REQUEST_ID.get()
+    record.request = f" request={request_id}" if request_id else ""
+    return True
 
 
 def _complain(error: Exception, status: int) -> int:
@@ -120,6 +132,8 @@ async def _serve(config: RuntimeConfig, settings: PolicySettings, recorder: Reco
         stop.set()
 
     loop = asyncio.get_running_loop()
+    # Long texts are tokenised there, and whoever sends many of them must not take the engine's cores.
+    loop.set_default_executor(ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_or_exit, number)
     return 0 if await serve(config, _running_engine(config, settings, recorder), stop) else 1

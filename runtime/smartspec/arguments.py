@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from smartspec import __version__
+from smartspec.argument_types import num_bytes, seconds
 from smartspec.config import (
     Compile,
     ConfigError,
@@ -17,16 +17,14 @@ from smartspec.config import (
     PolicyName,
     RuntimeConfig,
     SchedulerConfig,
-    ServerConfig,
     SpeculationConfig,
     TraceConfig,
     Verification,
 )
 from smartspec.policy.settings import PolicySettings, decode_settings
+from smartspec.server_arguments import add_server, server_config
 
-BYTE_UNITS: Mapping[str, int] = {
-    "": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40,
-}  # fmt: skip
+MAX_THREADS = 4096
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -96,7 +94,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
-    scheduler, speculation, server = SchedulerConfig(), SpeculationConfig(), ServerConfig()
+    scheduler, speculation = SchedulerConfig(), SpeculationConfig()
     _add_model(serve)
     group = serve.add_argument_group("batching")
     group.add_argument("--max-num-seqs", type=int, default=scheduler.max_num_seqs, help="most sequences in a step")
@@ -106,13 +104,16 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-queued-requests", type=int, default=scheduler.max_queued_requests, help="more than this get a 429"
     )
+    group.add_argument(
+        "--max-queued-tokens", type=int, default=scheduler.max_queued_tokens, help="and so do more prompt tokens"
+    )
     group.add_argument("--block-size", type=int, default=scheduler.block_size, help="tokens in a block of the KV cache")
     group.add_argument(
         "--no-prefix-caching", action="store_true", help="compute every prompt from its start, whoever asked before"
     )
     size = group.add_mutually_exclusive_group()
     size.add_argument("--num-blocks", type=int, metavar="N", help="size of the KV cache in blocks")
-    size.add_argument("--kv-cache-memory", type=_bytes, metavar="BYTES", help="the same as a size, such as 512MiB")
+    size.add_argument("--kv-cache-memory", type=num_bytes, metavar="BYTES", help="the same as a size, such as 512MiB")
 
     group = serve.add_argument_group("speculation")
     group.add_argument(
@@ -134,38 +135,14 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="policy to start with, as PUT /policy takes it; if FILE does not exist, the flags are the policy",
     )  # fmt: skip
 
-    group = serve.add_argument_group("server")
-    group.add_argument("--served-name", help="the model id clients use; the last part of TARGET if not given")
-    group.add_argument("--host", default=server.host, help="address of the public port")
-    group.add_argument("--port", type=_port, default=server.port, help="0: any free one")
-    group.add_argument("--admin-host", default=server.admin_host, help="address of the admin port")
-    group.add_argument("--admin-port", type=_port, default=server.admin_port, help="0: any free one")
-    group.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="key clients must send; or in SMARTSPEC_API_KEY"
-    )
-    group.add_argument(
-        "--admin-key-file", type=Path, metavar="FILE", help="key of the admin port; or in SMARTSPEC_ADMIN_KEY"
-    )
-    group.add_argument(
-        "--drain-timeout", type=_seconds, default=server.drain_timeout_seconds, metavar="SECONDS",
-        help="longest wait for running requests, after the lame-duck time",
-    )  # fmt: skip
-    group.add_argument(
-        "--lame-duck", type=_seconds, default=server.lame_duck_seconds, metavar="SECONDS",
-        help="how long to serve on after SIGTERM, unready, before new requests are refused",
-    )  # fmt: skip
-    group.add_argument(
-        "--max-connection-age", type=_seconds, default=server.max_connection_age_seconds, metavar="SECONDS",
-        help="after this a connection is closed with its next answer",
-    )  # fmt: skip
-
+    add_server(serve)
     group = serve.add_argument_group("trace")
     group.add_argument(
         "--trace", type=Path, metavar="FILE",
         help="write one JSON line a step: what the policy was asked, chose, predicted and met; for `smartspec replay`",
     )  # fmt: skip
     group.add_argument(
-        "--trace-size", type=_bytes, default=TraceConfig().max_bytes, metavar="BYTES",
+        "--trace-size", type=num_bytes, default=TraceConfig().max_bytes, metavar="BYTES",
         help="when FILE has grown to this it becomes FILE.1, in place of the one before, and a new one begins",
     )  # fmt: skip
 
@@ -174,7 +151,7 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("file", type=Path, metavar="FILE", help="what `serve --trace` has written")
     replay.add_argument("--policy", choices=get_args(PolicyName), help="in place of the recorded one")
     replay.add_argument("--num-speculative-tokens", type=int, metavar="K", help="most tokens, in place of the recorded")
-    replay.add_argument("--tpot-target", type=_seconds, metavar="SECONDS", help="bound of the time per output token")
+    replay.add_argument("--tpot-target", type=seconds, metavar="SECONDS", help="bound of the time per output token")
     replay.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
 
@@ -222,6 +199,7 @@ def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str]
             max_num_seqs=arguments.max_num_seqs,
             max_num_batched_tokens=arguments.max_num_batched_tokens,
             max_queued_requests=arguments.max_queued_requests,
+            max_queued_tokens=arguments.max_queued_tokens,
             block_size=arguments.block_size,
             kv_cache_memory_bytes=arguments.kv_cache_memory,
             num_blocks=arguments.num_blocks,
@@ -233,17 +211,7 @@ def runtime_config(arguments: argparse.Namespace, environment: Mapping[str, str]
             verification=arguments.verification,
             prompt_lookup=not arguments.no_prompt_lookup,
         ),
-        server=ServerConfig(
-            host=arguments.host,
-            port=arguments.port,
-            admin_host=arguments.admin_host,
-            admin_port=arguments.admin_port,
-            api_key=_key("api_key", arguments.api_key_file, environment.get("SMARTSPEC_API_KEY")),
-            admin_key=_key("admin_key", arguments.admin_key_file, environment.get("SMARTSPEC_ADMIN_KEY")),
-            max_connection_age_seconds=arguments.max_connection_age,
-            lame_duck_seconds=arguments.lame_duck,
-            drain_timeout_seconds=arguments.drain_timeout,
-        ),
+        server=server_config(arguments, environment),
         trace=TraceConfig(arguments.trace, arguments.trace_size),
         num_threads=arguments.threads,
     )
@@ -253,6 +221,8 @@ def _model_config(arguments: argparse.Namespace) -> ModelConfig:
     for name in ("threads", "max_model_len", "num_blocks"):
         if (value := getattr(arguments, name, None)) is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    if (arguments.threads or 1) > MAX_THREADS:
+        raise ConfigError(f"threads must be at most {MAX_THREADS}, got {arguments.threads}")
     return ModelConfig(
         target=arguments.target,
         draft=arguments.draft,
@@ -277,37 +247,3 @@ def initial_settings(config: RuntimeConfig, policy_file: Path | None) -> PolicyS
         return decode_settings(policy_file.read_bytes())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"policy_file {policy_file}: {error}") from None
-
-
-def _key(name: str, file: Path | None, variable: str | None) -> str | None:
-    """A key from *file*, else from the environment; an empty one is a mistake, not an open door."""
-    try:
-        key = variable if file is None else file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}_file {file}: {error}") from None
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise ConfigError(f"{name} must be printable ASCII without spaces, and not empty")
-    return key
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.upper())
-    if match is None or match[2] not in BYTE_UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes, or such as 512MiB or 1GiB")
-    return int(float(match[1]) * BYTE_UNITS[match[2]])
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 0 to 65535")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
-    return seconds

@@ -42,6 +42,7 @@ class SchedulerConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     max_queued_requests: int = 256
+    max_queued_tokens: int = 262_144
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     num_blocks: int | None = None
@@ -53,6 +54,8 @@ class SchedulerConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_queued_requests < 0:
             raise ConfigError(f"max_queued_requests must not be negative, got {self.max_queued_requests}")
+        if self.max_queued_tokens < 1:
+            raise ConfigError(f"max_queued_tokens must be at least 1, got {self.max_queued_tokens}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -83,11 +86,28 @@ class ServerConfig:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8001
     api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
     admin_key: str | None = field(default=None, repr=False)
     max_connection_age_seconds: float = 300.0
     lame_duck_seconds: float = 0.0
     drain_timeout_seconds: float = 300.0
     max_body_bytes: int = 4 * 1024 * 1024
+    max_held_body_bytes: int = 64 * 1024 * 1024
+    max_header_bytes: int = 8190
+    max_headers: int = 100
+    max_connections: int = 8192
+    idle_timeout_seconds: float = 120.0
+    head_timeout_seconds: float = 20.0
+    body_timeout_seconds: float = 60.0
+    send_timeout_seconds: float = 60.0
+    request_timeout_seconds: float | None = None
+    otlp_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_body_bytes < 1:
+            raise ConfigError(f"max_body_size must be at least 1, got {self.max_body_bytes}")
+        if self.max_connections < 1:
+            raise ConfigError(f"max_connections must be at least 1, got {self.max_connections}")
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,7 @@ PROBES = Metric("smartspec_probes_total", "counter", "Steps that speculated only
 # Ours: the replica.
 POLICY_GENERATION = Metric("smartspec_policy_generation", "gauge", "Generation of the policy in force.")
 REQUESTS_REJECTED = Metric("smartspec_requests_rejected_total", "counter", "Requests answered 429: the queue was full.")
+REJECTION_SECONDS = _seconds("smartspec_rejection_seconds", "From a request's arrival to its 429.")
 READY = Metric("smartspec_ready", "gauge", "1 when new requests are welcome, else 0.")
 BUILD_INFO = Metric("smartspec_build_info", "info", "The version that runs.", ("version",))
 

@@ -33,6 +33,9 @@ def test_every_flag_lands_in_its_place() -> None:
         "--block-size", 8, "--policy", "fixed", "--num-speculative-tokens", 6, "--verification", "coupled",
         "--no-prompt-lookup", "--threads", 2, "--drain-timeout", 7, "--lame-duck", 8, "--max-connection-age", 9,
         "--trust-remote-code", "--seed", 10, "--trace", "t.jsonl", "--trace-size", "2MiB", "--no-prefix-caching",
+        "--max-queued-tokens", 11, "--request-timeout", 12, "--max-body-size", "1KiB", "--max-connections", 13,
+        "--idle-timeout", 14, "--head-timeout", 15, "--body-timeout", 16, "--send-timeout", 17, "--api-key-file", "k",
+        "--otlp-endpoint", "http://c:4318",
     )  # fmt: skip
     model, scheduler, speculation, server = config.model, config.scheduler, config.speculation, config.server
     assert (model.draft, model.dtype, model.device, model.name) == ("d", "bfloat16", "cpu", "n")
@@ -46,6 +49,11 @@ def test_every_flag_lands_in_its_place() -> None:
     assert (server.host, server.port, server.admin_host, server.admin_port) == ("h", 1, "a", 2)
     assert (str(config.trace.file), config.trace.max_bytes) == ("t.jsonl", 2 << 20)
     assert (server.drain_timeout_seconds, server.lame_duck_seconds, server.max_connection_age_seconds) == (7, 8, 9)
+    assert (scheduler.max_queued_tokens, server.request_timeout_seconds, server.max_connections) == (11, 12, 13)
+    assert (server.max_body_bytes, server.max_held_body_bytes) == (1024, 16 * 1024)
+    assert (server.idle_timeout_seconds, server.head_timeout_seconds) == (14, 15)
+    assert (server.body_timeout_seconds, server.send_timeout_seconds) == (16, 17)
+    assert (str(server.api_key_file), server.otlp_endpoint) == ("k", "http://c:4318")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +72,7 @@ def test_sizes_have_units(text: str, num_bytes: int) -> None:
         (["--port", "70000"], "port"),
         (["--drain-timeout", "-1"], "seconds"),
         (["--lame-duck", "nan"], "seconds"),
+        (["--head-timeout", "0"], "above 0"),
         (["--policy", "best"], "best"),
         (["--num-blocks", "1", "--kv-cache-memory", "1"], "not allowed with"),
         (["--api-key", "secret"], "unrecognized"),
@@ -81,6 +90,10 @@ def test_flags_that_make_no_sense(argv: list[str], word: str, capsys: pytest.Cap
     ("argv", "word"),
     [
         (["--threads", "0"], "threads"),
+        (["--threads", "99999999999"], "threads"),
+        (["--max-queued-tokens", "0"], "max_queued_tokens"),
+        (["--max-connections", "0"], "max_connections"),
+        (["--max-body-size", "0"], "max_body_size"),
         (["--max-model-len", "0"], "max_model_len"),
         (["--num-blocks", "-1"], "num_blocks"),
         (["--max-num-seqs", "0"], "max_num_seqs"),
@@ -99,9 +112,9 @@ def test_keys_come_from_files_or_the_environment(tmp_path: Path) -> None:
     """A file wins over the environment; its last newline is no part of the key; keys never show in a repr."""
     (tmp_path / "key").write_text("from-file\n")
     environment = {"SMARTSPEC_API_KEY": "from-env", "SMARTSPEC_ADMIN_KEY": "admin-env"}
-    config = config_of("--api-key-file", str(tmp_path / "key"), environment=environment)
-    assert (config.server.api_key, config.server.admin_key) == ("from-file", "admin-env")
-    assert "from-file" not in repr(config)
+    config = config_of("--admin-key-file", str(tmp_path / "key"), environment=environment)
+    assert (config.server.api_key, config.server.admin_key) == ("from-env", "from-file")
+    assert "from-" not in repr(config)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two words", "schlüssel"])

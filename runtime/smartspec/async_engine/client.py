@@ -169,12 +169,10 @@ class AsyncEngine(Generic[D]):
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Queue *request*; see `EngineClient.generate`."""
-        loaded = self._require_loaded()
-        if self._failure is not None or self._is_draining:
-            raise NotAcceptingError(self._failure or "the engine is draining")
+        loaded = self._require_accepting()
         info, sampling, prompt = loaded.info, request.sampling, list(request.prompt_token_ids)
         check_fits(len(prompt), sampling.max_tokens, info.max_model_len, info.num_blocks * info.block_size)
-        stream = self._requests.admit(request.request_id, len(prompt), sampling.max_tokens, self._settings)
+        stream = self._requests.admit(request, self._settings)
         seed = sampling.seed if sampling.seed is not None else self._noise_seeds.getrandbits(63)
         self._commands.put(
             Add(
@@ -189,6 +187,8 @@ class AsyncEngine(Generic[D]):
                     rule=request.rule,
                     prediction_token_ids=request.prediction_token_ids,
                     shows_special_tokens=request.shows_special_tokens,
+                    tenant=request.tenant,
+                    priority=request.priority,
                     eos_token_ids=loaded.eos_token_ids,
                     verifier=self._verifier(sampling),
                 )
@@ -200,6 +200,17 @@ class AsyncEngine(Generic[D]):
         """The grammar of *spec*, compiled beside the loop and the engine; see `EngineClient.compile_grammar`."""
         self._require_loaded()
         return await self._grammars.get(spec)
+
+    def refuse_if_full(self, tenant: str) -> None:
+        """Raise what `generate` would for the smallest request of *tenant*."""
+        self._require_accepting()
+        self._requests.refuse_if_full(tenant, self._settings)
+
+    def _require_accepting(self) -> LoadedEngine[D]:
+        loaded = self._require_loaded()
+        if self._failure is not None or self._is_draining:
+            raise NotAcceptingError(self._failure or "the engine is draining")
+        return loaded
 
     def _verifier(self, sampling: SamplingParams) -> Verifier:
         if sampling.is_greedy:

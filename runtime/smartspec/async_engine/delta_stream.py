@@ -18,12 +18,14 @@ class DeltaStream(AsyncGenerator[GenerationDelta, None]):
         request_id: str,
         num_prompt_tokens: int,
         max_tokens: int,
+        tenant: str,
         arrival_time: float,
         on_close: Callable[["DeltaStream"], None],
     ) -> None:
         self.request_id = request_id
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens
+        self.tenant = tenant
         self.arrival_time = arrival_time
         self.first_token_time: float | None = None
         self.num_generation_tokens = 0

@@ -6,15 +6,18 @@ from collections.abc import Callable
 
 from smartspec import __version__
 from smartspec.async_engine.delta_stream import DeltaStream
-from smartspec.async_engine.load_meter import WINDOW_SECONDS, LoadMeter
+from smartspec.async_engine.load_meter import WINDOW_SECONDS, LoadMeter, RecentLoad
 from smartspec.async_engine.thread import StepReport
 from smartspec.config import RuntimeConfig
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
-from smartspec.scheduling.client import InvalidRequestError, QueueFullError
+from smartspec.scheduling.admission import Backlog, QueueBounds
+from smartspec.scheduling.client import GenerationRequest, InvalidRequestError, QueueFullError
 from smartspec.scheduling.output import StepStats
 
 MAX_RETRY_AFTER_SECONDS = 120.0
+PACE_SECONDS = 0.5
+"""How long the measured pace is good for estimates: under a flood nobody may be kept waiting for its own refusal."""
 
 
 class LiveRequests:
@@ -30,22 +33,35 @@ class LiveRequests:
         self._began = clock()
         self._meter = LoadMeter(clock)
         self._streams: dict[str, DeltaStream] = {}
+        self._backlog = Backlog()
+        self._pace: tuple[float, RecentLoad] | None = None
         self._drained = asyncio.Event()
         self._drained.set()
         self._stats: StepStats | None = None
         self._num_requests = self._num_rejected = self._num_preempted = 0
 
-    def admit(self, request_id: str, num_prompt_tokens: int, max_tokens: int, settings: PolicySettings) -> DeltaStream:
+    def admit(self, request: GenerationRequest, settings: PolicySettings) -> DeltaStream:
         """A stream for a new request; raises QueueFullError, or InvalidRequestError for an id in use."""
+        request_id, tenant = request.request_id, request.tenant
+        num_prompt_tokens, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
         if request_id in self._streams:
             raise InvalidRequestError("request_id", f"request {request_id!r} is already being served")
         self._num_requests += 1
         self._meter.arrived(num_prompt_tokens, max_tokens)
-        self._refuse_when_full(settings)
-        stream = DeltaStream(request_id, num_prompt_tokens, max_tokens, self._clock(), self._close)
+        if not self._has_room(tenant, num_prompt_tokens, settings):
+            raise self._refusal()
+        stream = DeltaStream(request_id, num_prompt_tokens, max_tokens, tenant, self._clock(), self._close)
         self._streams[request_id] = stream
+        self._backlog.add(tenant, num_prompt_tokens)
         self._drained.clear()
         return stream
+
+    def refuse_if_full(self, tenant: str, settings: PolicySettings) -> None:
+        """Raise QueueFullError when not even the smallest request has room; it counts as one that came."""
+        if not self._has_room(tenant, 1, settings):
+            self._num_requests += 1
+            self._meter.turned_away()
+            raise self._refusal()
 
     def deliver(self, report: StepReport) -> None:
         """Take in what a step brought, and hand it to the readers."""
@@ -57,6 +73,7 @@ class LiveRequests:
         for request_id in report.first_scheduled:
             if (stream := self._streams.get(request_id)) is not None:
                 stream.is_scheduled = True
+                self._backlog.remove(stream.tenant, stream.num_prompt_tokens)
         now = self._clock()
         for request_id, delta in report.deltas:
             if (stream := self._streams.get(request_id)) is None:
@@ -74,6 +91,7 @@ class LiveRequests:
         for stream in self._streams.values():
             stream.fail(error)
         self._streams.clear()
+        self._backlog = Backlog()
         self._drained.set()
 
     async def wait_drained(self) -> None:
@@ -96,7 +114,7 @@ class LiveRequests:
             window_seconds=WINDOW_SECONDS,
             num_requests_running=num_running,
             num_requests_waiting=len(streams) - num_running,
-            num_waiting_prompt_tokens=sum(s.num_prompt_tokens for s in streams if not s.is_scheduled),
+            num_waiting_prompt_tokens=self._backlog.num_tokens,
             num_context_tokens=sum(s.num_prompt_tokens + s.num_generation_tokens for s in scheduled),
             max_num_seqs=scheduler.max_num_seqs,
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
@@ -113,26 +131,32 @@ class LiveRequests:
             speculation=recent.speculation,
         )
 
-    def _refuse_when_full(self, settings: PolicySettings) -> None:
-        """Raise QueueFullError when the queue has no room left. Requests that the next step can start do not queue."""
+    def _has_room(self, tenant: str, num_tokens: int, settings: PolicySettings) -> bool:
+        """Whether one more request may come. Those that the next step can start do not queue."""
         scheduler = self._config.scheduler
         max_running = min(scheduler.max_num_seqs, settings.max_running_requests or scheduler.max_num_seqs)
         max_queued = scheduler.max_queued_requests
         if settings.max_queued_requests is not None:
             max_queued = min(max_queued, settings.max_queued_requests)
-        queued = [stream for stream in self._streams.values() if not stream.is_scheduled]
-        startable = max(0, max_running - (len(self._streams) - len(queued)))
-        if len(queued) >= max_queued + startable:
-            self._num_rejected += 1
-            raise QueueFullError(self._seconds_to_work_off(queued))
+        num_scheduled = len(self._streams) - self._backlog.num_requests
+        return self._backlog.has_room(
+            tenant,
+            num_tokens,
+            QueueBounds(max_queued, scheduler.max_queued_tokens),
+            num_startable=max(0, max_running - num_scheduled),
+        )
 
-    def _seconds_to_work_off(self, queued: list[DeltaStream]) -> float:
-        """How long *queued* will take at the recent pace: whole seconds, at least 1."""
-        recent = self._meter.recent()
+    def _refusal(self) -> QueueFullError:
+        """How long the queue will take at the recent pace: whole seconds, at least 1."""
+        self._num_rejected += 1
+        now = self._clock()
+        if self._pace is None or now - self._pace[0] >= PACE_SECONDS:
+            self._pace = now, self._meter.recent()
+        recent = self._pace[1]
         usual = recent.shape.mean_generation_tokens or recent.shape.mean_requested_tokens
-        tokens = sum(stream.num_prompt_tokens + min(stream.max_tokens, usual) for stream in queued)
+        tokens = self._backlog.num_tokens + self._backlog.num_requests * usual
         seconds = tokens / recent.tokens_per_second if recent.tokens_per_second else 1.0
-        return min(MAX_RETRY_AFTER_SECONDS, max(1.0, math.ceil(seconds)))
+        return QueueFullError(min(MAX_RETRY_AFTER_SECONDS, max(1.0, math.ceil(seconds))))
 
     def _close(self, stream: DeltaStream) -> None:
         """The reader of *stream* left: its request ends before the next step, if it has not ended."""
@@ -142,5 +166,7 @@ class LiveRequests:
 
     def _forget(self, stream: DeltaStream) -> None:
         del self._streams[stream.request_id]
+        if not stream.is_scheduled:
+            self._backlog.remove(stream.tenant, stream.num_prompt_tokens)
         if not self._streams:
             self._drained.set()

@@ -23,6 +23,7 @@ class _Slot:
 
     begins: float = 0.0
     arrivals: int = 0
+    turned_away: int = 0
     prompt_tokens: int = 0
     requested_tokens: int = 0
     finished: int = 0
@@ -88,6 +89,10 @@ class LoadMeter:
         slot.prompt_tokens += num_prompt_tokens
         slot.requested_tokens += max_tokens
 
+    def turned_away(self) -> None:
+        """A request came and was refused unread: it is demand, of the size that the others have."""
+        self._slot().turned_away += 1
+
     def first_token(self, seconds: float) -> None:
         """A request got its first token *seconds* after it came."""
         _count(self._slot().ttft, seconds)
@@ -133,8 +138,10 @@ class LoadMeter:
         covered = max(SLOT_SECONDS, min(WINDOW_SECONDS, now - self._since))
         return RecentLoad(
             shape=RequestShape(
-                requests_per_second=total.arrivals / covered,
-                prompt_tokens_per_second=total.prompt_tokens / covered,
+                requests_per_second=(total.arrivals + total.turned_away) / covered,
+                prompt_tokens_per_second=(
+                    total.prompt_tokens * (1 + _ratio(total.turned_away, total.arrivals)) / covered
+                ),
                 generation_tokens_per_second=total.generated_tokens / covered,
                 mean_prompt_tokens=_ratio(total.prompt_tokens, total.arrivals),
                 mean_generation_tokens=_ratio(total.finished_tokens, total.finished),

@@ -166,7 +166,9 @@ class EngineThread(Generic[D]):
     def _step(self) -> StepReport:
         began = self._clock()
         output = self._engine.step()
-        queued = tuple(began - self._requests[request_id][0].arrival_time for request_id in output.first_scheduled)
+        newcomers = [self._requests[request_id][0] for request_id in output.first_scheduled]
+        for request in newcomers:
+            request.queue_seconds = began - request.arrival_time
         deltas = []
         num_dropped = 0
         for result in output.outputs:
@@ -177,7 +179,7 @@ class EngineThread(Generic[D]):
         if stats is not None:
             stats = replace(
                 stats,
-                queue_seconds=queued,
+                queue_seconds=tuple(request.queue_seconds for request in newcomers),
                 tokens_kept=stats.tokens_kept - num_dropped,
                 num_running=len(self._scheduler.running),
                 kv_cache_usage=self._scheduler.pool.usage,
@@ -213,6 +215,7 @@ class EngineThread(Generic[D]):
             num_cached_tokens=request.num_cached_tokens,
             num_prediction_accepted=request.num_prediction_accepted,
             num_prediction_rejected=request.num_prediction_rejected,
+            queue_seconds=request.queue_seconds,
         )
 
     def _learned(self) -> Learned:

@@ -10,8 +10,9 @@ from msgspec import Meta, Struct
 
 PolicyName = Literal["request", "batch", "fixed", "off"]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
+Seconds = Annotated[float, Meta(ge=0.0, le=3600.0)]
+"""What one unit of anything takes: beyond an hour it is no measurement, and sums of it would no longer be numbers."""
+Evidence = Annotated[float, Meta(ge=0.0, le=1e12)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
@@ -21,9 +22,9 @@ class LatencyPrior(Struct, frozen=True, forbid_unknown_fields=True):
     `coefficients` maps a feature's name to seconds per unit; `weight` is the number of steps behind them.
     """
 
-    coefficients: dict[str, NonNegative]
-    weight: NonNegative
-    relative_error: NonNegative = 0.0
+    coefficients: dict[str, Seconds]
+    weight: Evidence
+    relative_error: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
 
 
 class AcceptancePrior(Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +36,7 @@ class AcceptancePrior(Struct, frozen=True, forbid_unknown_fields=True):
     proposer: Literal["draft", "lookup"]
     verifier: Literal["coupled", "rejection", "greedy"]
     rates: tuple[Probability, ...]
-    weights: tuple[NonNegative, ...]
+    weights: tuple[Evidence, ...]
 
 
 class Priors(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +60,7 @@ class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
     generation: NonNegativeInt = 0
     policy: PolicyName = "request"
     max_speculative_tokens: Annotated[int, Meta(ge=0, le=32)] = 8
-    tpot_target_seconds: Positive | None = None
+    tpot_target_seconds: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
     max_running_requests: Annotated[int, Meta(ge=1)] | None = None
     max_queued_requests: NonNegativeInt | None = None
     priors: Priors | None = None

@@ -48,6 +48,10 @@ class GenerationRequest:
     speculation: SpeculationParams = SpeculationParams()
     cache_salt: str = ""
     """Computed prefixes are shared only with requests of the same salt."""
+    tenant: str = ""
+    """Whom fairness counts it for; requests without a tenant are all one's, and leave no room for others."""
+    priority: int = 0
+    """A smaller one goes before the tenant's other requests."""
     rule: LogitRule | None = None
     """Adjusts the logits beyond what `sampling` says; made for this sequence alone."""
     prediction_token_ids: Sequence[int] = ()
@@ -74,7 +78,7 @@ class GenerationDelta:
     last delta (`finish_reason` set) all deltas' texts joined are the whole text, cut before a stop string.
 
     `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
-    `num_cached_tokens` of the prompt were found computed.
+    `num_cached_tokens` of the prompt were found computed. It waited `queue_seconds` for its first step.
     `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
     prompt from its second token on. Of the tokens drafted from the client's
     prediction so far, `num_prediction_accepted` were kept and `num_prediction_rejected` were not.
@@ -90,6 +94,7 @@ class GenerationDelta:
     num_cached_tokens: int = 0
     num_prediction_accepted: int = 0
     num_prediction_rejected: int = 0
+    queue_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,10 @@ class EngineClient(Protocol):
     async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         """The grammar of *spec*, for rules of requests to come; waits until it is compiled. Raises GrammarError when
         it cannot be, QueueFullError when too many others wait, or NotAcceptingError."""
+
+    def refuse_if_full(self, tenant: str) -> None:
+        """Raise what `generate` would raise for the smallest request of *tenant*: QueueFullError, or NotAcceptingError.
+        Cheap, so that a flood can be turned away before anybody reads what it asks."""
 
     def load(self) -> LoadReport:
         """Load now and over the recent window."""

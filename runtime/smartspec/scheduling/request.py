@@ -159,6 +159,9 @@ class Request:
     `num_draft_computed_tokens` is the same for the draft model's KV and may lag behind.
     `noise_seed` keys all randomness: the user's seed, or one drawn at arrival.
 
+    `tenant` is whom fairness counts it for; of one tenant's requests those of a smaller `priority` go first, then those
+    that came first (`queue_number`). It waited `queue_seconds` for its first step.
+
     `cache_salt`: only requests with an equal one share a prefix. `num_cached_tokens` were found computed when the
     request first left the queue; `num_shared_tokens` of its tokens lie in blocks found, not computed, this time.
     `prompt_logprobs` are those of its prompt tokens from the second on, as far as they were wanted and computed.
@@ -176,6 +179,9 @@ class Request:
     speculation: SpeculationParams = SpeculationParams()
     eos_token_ids: frozenset[int] = frozenset()
     priority: int = 0
+    tenant: str = ""
+    queue_number: int = 0
+    queue_seconds: float = 0.0
     cache_salt: str = ""
     rule: LogitRule | None = None
     prediction_token_ids: Sequence[int] = ()

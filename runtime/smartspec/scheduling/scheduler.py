@@ -4,7 +4,7 @@ There are no phases: each request's `num_computed_tokens` chases its `num_tokens
 recomputation after preemption, and speculation alike. All state here belongs to the one thread that steps the engine.
 """
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from smartspec.scheduling.prefix_cache import PrefixCache
 from smartspec.scheduling.request import MAX_SCORED_TOKENS, FinishReason, Request, RequestStatus
 from smartspec.scheduling.speculation import Grant, SpeculationRoom
 from smartspec.scheduling.stopping import finish_reason_at
+from smartspec.scheduling.waiting_queue import WaitingQueue
 
 
 class Policy(Protocol):
@@ -43,7 +44,8 @@ class Policy(Protocol):
 
 
 class Scheduler:
-    """First come, first served, over *num_blocks* KV blocks; newest first back into the queue when blocks run out.
+    """Steps over *num_blocks* KV blocks: who starts next, `WaitingQueue` says; when blocks run out, the least urgent of
+    the running requests goes back into the queue, the newest first.
 
     *proposers* are the ones that exist ("draft", "lookup").
     """
@@ -60,8 +62,8 @@ class Scheduler:
         self.config = config
         self.pool = BlockPool(num_blocks, config.block_size)
         self.max_model_len = max_model_len
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []  # by priority, then by age
         self._policy = policy
         self._requests: dict[str, Request] = {}
         self._prefixes = PrefixCache(self.pool, enabled=config.prefix_caching)
@@ -84,7 +86,7 @@ class Scheduler:
             raise InvalidRequestError("request_id", f"request {request.request_id!r} is already being served")
         check_fits(request.num_prompt_tokens, request.sampling.max_tokens, self.max_model_len, self.pool.num_tokens)
         self._requests[request.request_id] = request
-        self.waiting.append(request)
+        self.waiting.push(request)
 
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks now; an unknown one has ended already."""
@@ -145,9 +147,9 @@ class Scheduler:
         )
 
     def _reserve_decode_slots(self) -> tuple[list[Request], int]:
-        """Give every decoding request a slot for its newest token, oldest first, preempting from the newest end.
+        """Give every decoding request a slot for its newest token in order, preempting from the other end.
 
-        The oldest always gets on: it may take the blocks of all others, and alone it fits (see `add`).
+        The first always gets on: it may take the blocks of all others, and alone it fits (see `add`).
         """
         decoding: list[Request] = []
         num_preempted = 0
@@ -170,7 +172,7 @@ class Scheduler:
         self._prefixes.drop(request)
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
-        self.waiting.appendleft(request)
+        self.waiting.push_preempted(request)
 
     def _schedule_prefills(
         self, budget: int, limits: Limits, *, decodes: bool, admits: bool
@@ -196,7 +198,7 @@ class Scheduler:
                 scorable -= num if request.is_scoring else 0
         max_running = self._max_running(limits)
         while admits and self.waiting and budget and len(self.running) < max_running:
-            request = self.waiting[0]
+            request = self.waiting.head
             # Some blocks stay free for those who run already, or the newcomer is preempted within a few steps.
             watermark = self.pool.num_blocks // 100 + 1 if self.running else 0
             # Whose prompt is scored needs the rows of all of it.
@@ -204,14 +206,15 @@ class Scheduler:
             missing = self.pool.blocks_for(request.num_tokens) - self.pool.num_held(found)
             if missing + watermark > self.pool.num_free or (request.is_scoring and not scorable):
                 break
-            self.waiting.popleft()
+            self.waiting.pop()
             self._prefixes.take(request, found)
             self.pool.grow(request.block_table, request.num_tokens)
             request.status = RequestStatus.RUNNING
-            self.running.append(request)
+            insort(self.running, request, key=lambda running: running.priority)
             if not request.num_preemptions:
                 request.num_cached_tokens = request.num_computed_tokens
                 newcomers.append(request)
+                self.waiting.charge(request, prompt_tokens=request.num_prompt_tokens - request.num_cached_tokens)
             num = request.chunk(budget, scorable)
             self._prefixes.publish(request, request.num_computed_tokens + num)
             chunks.append((request, num))
@@ -293,6 +296,7 @@ class Scheduler:
         if scheduled.lookup_source == "prediction" and sampled.num_drafted:
             request.num_prediction_accepted += min(sampled.num_accepted, num_kept)
             request.num_prediction_rejected += sampled.num_drafted - sampled.num_accepted
+        self.waiting.charge(request, generated_tokens=num_kept)
         self.pool.shrink(request.block_table, request.num_tokens)
         return RequestOutput(
             request_id=request.request_id,
@@ -312,3 +316,5 @@ class Scheduler:
         del self._requests[request.request_id]
         self._speculation.forget(request.request_id)
         self._policy.forget(request.request_id)
+        if not self._requests:
+            self.waiting.forget_the_past()

@@ -11,6 +11,8 @@ from smartspec.policy.settings import decode_settings
 from smartspec.scheduling.client import StalePolicyError
 from smartspec.server.context import CONTEXT, Context
 from smartspec.server.errors import ApiError, answer_errors, validation_error
+from smartspec.server.exchange import add_headers, observed, receive
+from smartspec.server.keys import KeyRing
 from smartspec.server.public import health, json_response, ready, require_key, show_metrics
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,11 @@ def admin_app(context: Context, config: ServerConfig) -> web.Application:
             "set SMARTSPEC_ADMIN_KEY or --admin-key-file, or listen on 127.0.0.1"
         )
     app = web.Application(
-        middlewares=[answer_errors, require_key(config.admin_key, open_paths=OPEN_PATHS)],
+        middlewares=[
+            observed(context),
+            answer_errors,
+            require_key(KeyRing.of(config.admin_key, None), open_paths=OPEN_PATHS),
+        ],
         client_max_size=config.max_body_bytes,
     )
     app[CONTEXT] = context
@@ -38,6 +44,7 @@ def admin_app(context: Context, config: ServerConfig) -> web.Application:
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
+    add_headers(app, lambda: False)
     return app
 
 
@@ -60,9 +67,10 @@ async def show_policy(request: web.Request) -> web.Response:
 
 async def put_policy(request: web.Request) -> web.Response:
     """Replace the policy between two steps; 409 when it is older than the one in force, or learned elsewhere."""
-    engine = request.app[CONTEXT].lifecycle.engine
+    context = request.app[CONTEXT]
+    engine = context.lifecycle.engine
     try:
-        settings = decode_settings(await request.read())
+        settings = decode_settings(await receive(request, context.config.body_timeout_seconds))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise validation_error(error) from None
     before = engine.settings()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
+from smartspec.scheduling.admission import most_at_once
 from smartspec.scheduling.client import (
     EngineClient,
     GenerationDelta,
@@ -19,6 +20,7 @@ from smartspec.scheduling.client import (
 )
 from smartspec.server.context import CONTEXT
 from smartspec.server.errors import ApiError, as_api_error
+from smartspec.server.exchange import exchange_of, timeout_of
 from smartspec.server.generation import Generation
 from smartspec.server.logprobs import mean_logprob
 from smartspec.server.parameters import beside_the_loop
@@ -112,10 +114,18 @@ async def answer(
             }
         return counts
 
-    engine = context.lifecycle.accepting_engine
+    engine, exchange = context.lifecycle.accepting_engine, exchange_of(request)
+    requests = [replace(one, tenant=exchange.tenant, priority=body.priority) for one in requests]
     if len(requests) > 1:
-        _check_room(engine, len(requests), param="n" if body.n > 1 else "prompt")
-    async with Generation(engine, requests, context.exposition, clock=context.clock) as generation:
+        _check_room(engine, requests, param="n" if body.n > 1 else "prompt")
+    async with Generation(
+        engine,
+        requests,
+        context.exposition,
+        clock=context.clock,
+        exchange=exchange,
+        timeout_seconds=timeout_of(request, body.timeout, context.config.request_timeout_seconds),
+    ) as generation:
         deltas = _without_output(generation) if only_prompt else aiter(generation)
         if not body.stream:
             async for index, delta in deltas:
@@ -130,6 +140,7 @@ async def answer(
                 ),
             )
             return web.Response(body=data, content_type="application/json", headers=headers)
+        await generation.begin()  # until then an error still has a status of its own
         response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
         try:
             await response.prepare(request)
@@ -141,11 +152,12 @@ async def answer(
         return response
 
 
-def _check_room(engine: EngineClient, num_sequences: int, *, param: str) -> None:
+def _check_room(engine: EngineClient, requests: Sequence[GenerationRequest], *, param: str) -> None:
     """Refuse what an idle server has no room for: sequences start all or none, and a 429 would be tried for ever."""
     load = engine.load()
-    if num_sequences > (room := load.max_num_seqs + load.max_queued_requests):
-        message = f"{param}: the request makes {num_sequences} sequences; this server holds {room} at once"
+    room = most_at_once(requests[0].tenant, load.max_num_seqs + load.max_queued_requests)
+    if len(requests) > room:
+        message = f"{param}: the request makes {len(requests)} sequences; this server holds {room} of a client at once"
         raise ApiError(400, message, param=param)
 
 

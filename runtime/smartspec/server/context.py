@@ -4,14 +4,17 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aiohttp import web
 from msgspec import Struct
 
+from smartspec.config import ServerConfig
 from smartspec.server.errors import route_of
+from smartspec.server.exchange import BodyBudget, SpanRecorder, receive
 from smartspec.server.exposition import Exposition
+from smartspec.server.keys import KeyRing
 from smartspec.server.lifecycle import Lifecycle
 from smartspec.server.protocol import decode_body
 
@@ -27,6 +30,10 @@ class Context:
     lifecycle: Lifecycle
     exposition: Exposition
     clock: Callable[[], float] = time.monotonic
+    config: ServerConfig = ServerConfig()
+    keys: KeyRing = field(default_factory=KeyRing)
+    budget: BodyBudget = field(default_factory=lambda: BodyBudget(ServerConfig().max_held_body_bytes))
+    spans: SpanRecorder | None = None
 
 
 CONTEXT = web.AppKey("context", Context)
@@ -36,9 +43,10 @@ IGNORED_FIELDS_HEADER = "X-SmartSpec-Ignored-Fields"
 async def read_body(request: web.Request, kind: type[Body]) -> tuple[Body, dict[str, str]]:
     """The body as *kind*, and the headers its answer gets: fields that mean nothing here are named in one.
 
-    Raises `ApiError` for a bad body, and aiohttp's own 413 for one that is too large.
+    Raises `ApiError` for a bad body or one that does not come, and aiohttp's own 413 for one that is too large.
     """
-    body, ignored = decode_body(await request.read(), kind)
+    data = await receive(request, request.app[CONTEXT].config.body_timeout_seconds)
+    body, ignored = decode_body(data, kind)
     # Names come from the client: only what looks like a name is repeated, and not without end.
     names = ", ".join(name for name in ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII))[:512]
     if not ignored:

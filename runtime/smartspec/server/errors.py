@@ -16,6 +16,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
+    408: "timeout_error",
     409: "conflict_error",
     429: "rate_limit_error",
     500: "internal_error",

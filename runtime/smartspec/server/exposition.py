@@ -1,6 +1,6 @@
 """`/metrics`: what the engine and the server report, kept in prometheus-client under the names of the contract."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
@@ -41,9 +41,11 @@ class Exposition:
                 if not metric.labels:
                     counter.labels(self._model)  # shown as 0 before the first event, so that rates start right
             case "histogram":
-                self._histograms[metric] = PrometheusHistogram(
+                self._histograms[metric] = histogram = PrometheusHistogram(
                     metric.name, metric.help, labels, registry=self._registry, buckets=metric.buckets
                 )
+                if not metric.labels:
+                    histogram.labels(self._model)
             case "gauge" | "info":  # an info is a gauge that is 1, as vLLM shows it
                 self._gauges[metric] = Gauge(metric.name, metric.help, labels, registry=self._registry)
 
@@ -144,12 +146,37 @@ class SequenceTimer:
         self._first: float | None = None
         self._last = self._arrival
         self._counted = 0
+        self._prompt_tokens = self._cached_tokens = 0
+        self._queue_seconds = 0.0
+        self._finish_reason: str | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything was heard of the sequence."""
+        return self._first is not None
+
+    def facts(self) -> dict[str, str | int | float]:
+        """What was seen of a sequence that is begun: tokens, why it ended, and seconds by phase."""
+        assert self._first is not None
+        to_first = self._first - self._arrival
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "cached_tokens": self._cached_tokens,
+            "generated_tokens": self._counted,
+            "finish_reason": self._finish_reason or "none",
+            "queue_seconds": self._queue_seconds,
+            "prefill_seconds": max(0.0, to_first - self._queue_seconds),
+            "ttft_seconds": to_first,
+            "decode_seconds": self._last - self._first,
+        }
 
     def observe(self, delta: GenerationDelta) -> None:
         """Take in the next delta."""
         now, shown = self._clock(), self._exposition
         if self._first is None:
             self._first = now
+            self._prompt_tokens, self._cached_tokens = delta.num_prompt_tokens, delta.num_cached_tokens
+            self._queue_seconds = delta.queue_seconds
             shown.count(metrics.PROMPT_TOKENS, delta.num_prompt_tokens)
             shown.observe(metrics.TIME_TO_FIRST_TOKEN, now - self._arrival)
         elif delta.num_generation_tokens > self._counted:
@@ -157,9 +184,27 @@ class SequenceTimer:
         shown.count(metrics.GENERATION_TOKENS, delta.num_generation_tokens - self._counted)
         self._counted, self._last = delta.num_generation_tokens, now
         if delta.finish_reason is not None:
+            self._finish_reason = delta.finish_reason
             shown.count(metrics.REQUEST_SUCCESS, 1, delta.finish_reason)
             shown.observe(metrics.E2E_LATENCY, now - self._arrival)
             shown.observe(metrics.REQUEST_PROMPT_TOKENS, delta.num_prompt_tokens)
             shown.observe(metrics.REQUEST_GENERATION_TOKENS, self._counted)
             if self._counted > 1:
                 shown.observe(metrics.TIME_PER_OUTPUT_TOKEN, (now - self._first) / (self._counted - 1))
+
+
+def facts_of(timers: Sequence[SequenceTimer]) -> dict[str, str | int | float]:
+    """The facts of one request's sequences together: tokens add up (a prompt's too, for each), phases overlap."""
+    if not timers:
+        return {}
+    every = [timer.facts() for timer in timers]
+    together: dict[str, str | int | float] = {"sequences": len(every)} if len(every) > 1 else {}
+    for name, first in every[0].items():
+        values = [facts[name] for facts in every]
+        if isinstance(first, str):
+            together[name] = ",".join(sorted({str(value) for value in values}))
+        else:
+            together[name] = (sum if isinstance(first, int) else max)(
+                value for value in values if not isinstance(value, str)
+            )
+    return together

@@ -7,11 +7,16 @@ from types import TracebackType
 
 from smartspec import metrics
 from smartspec.scheduling.client import EngineClient, GenerationDelta, GenerationRequest, QueueFullError
-from smartspec.server.exposition import Exposition, SequenceTimer
+from smartspec.server.errors import ApiError
+from smartspec.server.exchange import Exchange
+from smartspec.server.exposition import Exposition, SequenceTimer, facts_of
 
 
 class Generation:
-    """Running sequences: iterate for `(index, delta)`; leaving the context frees all that has not finished."""
+    """Running sequences: iterate for `(index, delta)`; leaving the context frees all that has not finished.
+
+    Iterating raises `ApiError` 408 when *timeout_seconds* have passed since *exchange* began and there is more to come.
+    """
 
     def __init__(
         self,
@@ -20,6 +25,8 @@ class Generation:
         exposition: Exposition,
         *,
         clock: Callable[[], float],
+        exchange: Exchange,
+        timeout_seconds: float | None = None,
     ) -> None:
         self._sequences: list[AsyncGenerator[GenerationDelta, None]] = []
         self._engine = engine
@@ -27,6 +34,13 @@ class Generation:
         self._exposition = exposition
         self._timers = [SequenceTimer(exposition, clock) for _ in requests]
         self._owned = AsyncExitStack()
+        self._first: tuple[int, GenerationDelta] | None = None
+        self._exchange = exchange
+        self._timeout_seconds = timeout_seconds
+        self._deadline: float | None = None
+        if timeout_seconds is not None:
+            left = timeout_seconds - (clock() - exchange.began)
+            self._deadline = asyncio.get_running_loop().time() + left
 
     async def __aenter__(self) -> "Generation":
         """Queue all sequences, or none: what the engine raises for one of them aborts those before it."""
@@ -47,14 +61,22 @@ class Generation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._owned.aclose()
+        self._exchange.facts |= facts_of([timer for timer in self._timers if timer.is_begun])
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, GenerationDelta]]:
+    async def begin(self) -> None:
+        """Wait until there is something to iterate over; raises what iterating would."""
+        self._first = await anext(self._deltas, None)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, GenerationDelta]]:
         """What the engine adds to any of the sequences, as it comes."""
-        return self._deltas
+        if self._first is not None:
+            yield self._first
+        async for added in self._deltas:
+            yield added
 
     async def _merged(self) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
         if len(self._sequences) == 1:
-            async for delta in self._sequences[0]:
+            while (delta := await self._next(0)) is not None:
                 self._timers[0].observe(delta)
                 yield 0, delta
             return
@@ -75,7 +97,13 @@ class Generation:
             await asyncio.gather(*reading, return_exceptions=True)
 
     def _read(self, index: int) -> "asyncio.Task[GenerationDelta | None]":
-        async def read() -> GenerationDelta | None:
-            return await anext(self._sequences[index], None)
+        return asyncio.create_task(self._next(index))
 
-        return asyncio.create_task(read())
+    async def _next(self, index: int) -> GenerationDelta | None:
+        """What comes next of one sequence, None at its end; what is there already is never too late."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await anext(self._sequences[index], None)
+        except TimeoutError:
+            message = f"the request was not finished within its timeout of {self._timeout_seconds:g} s"
+            raise ApiError(408, message, code="deadline_exceeded") from None

@@ -14,6 +14,7 @@ MAX_INT32 = 2**31 - 1
 
 MAX_LOGPROBS = 20
 """Most probable tokens named at one place, as in OpenAI's API."""
+MAX_TIMEOUT_SECONDS = 86_400.0
 
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 
@@ -93,6 +94,13 @@ class GenerationBody(StructuredFields, kw_only=True):
     cache_salt: Annotated[
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
         Meta(description="Computed prefixes are shared only under the same salt."),
+    ] = None
+    priority: Annotated[
+        int, Meta(ge=-(2**31), le=MAX_INT32, description="A smaller one goes before the other requests of one's key.")
+    ] = 0
+    timeout: Annotated[
+        Annotated[float, Meta(gt=0.0, le=MAX_TIMEOUT_SECONDS)] | None,
+        Meta(description="Seconds after which the request is ended with an error; also as X-Request-Timeout."),
     ] = None
 
 

@@ -1,38 +1,40 @@
-"""The public port: its routes, who may use them, and how long a connection may live."""
+"""The public port: its routes, and who may use them."""
 
-import hmac
-import weakref
-from asyncio import BaseTransport
+import functools
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from smartspec import __version__
+from smartspec import __version__, metrics
 from smartspec.config import ServerConfig
-from smartspec.scheduling.client import EngineInfo
+from smartspec.scheduling.client import EngineInfo, QueueFullError
+from smartspec.server import openapi
 from smartspec.server.chat import create_chat_completion
 from smartspec.server.completions import create_completion
 from smartspec.server.context import CONTEXT, Context, read_body
 from smartspec.server.conversation import encode_chat
 from smartspec.server.embeddings import create_embeddings
 from smartspec.server.errors import ApiError, Handler, answer_errors
+from smartspec.server.exchange import add_headers, exchange_of, observed
 from smartspec.server.exposition import CONTENT_TYPE
+from smartspec.server.keys import KeyRing
 from smartspec.server.parameters import beside_the_loop, check_model, check_vocabulary, encode
 from smartspec.server.protocol import DetokenizeBody, TokenizeBody
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/openapi.json"})
+OPENAPI = web.AppKey("openapi", bytes)
 
 
 def public_app(context: Context, config: ServerConfig) -> web.Application:
     """The application behind the public port."""
     app = web.Application(
-        middlewares=[answer_errors, require_key(config.api_key, open_paths=OPEN_PATHS)],
+        middlewares=[observed(context), answer_errors, require_key(context.keys, open_paths=OPEN_PATHS)],
         client_max_size=config.max_body_bytes,
     )
     app[CONTEXT] = context
-    app.router.add_post("/v1/completions", create_completion)
-    app.router.add_post("/v1/chat/completions", create_chat_completion)
+    app.router.add_post("/v1/completions", unless_full(create_completion))
+    app.router.add_post("/v1/chat/completions", unless_full(create_chat_completion))
     app.router.add_post("/v1/embeddings", create_embeddings)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{model:.+}", show_model)
@@ -40,45 +42,49 @@ def public_app(context: Context, config: ServerConfig) -> web.Application:
     app.router.add_post("/detokenize", detokenize)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
+    app.router.add_get("/ping", health)
     app.router.add_get("/version", version)
     app.router.add_get("/metrics", show_metrics)
-    bound_connection_age(app, context, config.max_connection_age_seconds)
+    app.router.add_get("/openapi.json", show_openapi)
+    app[OPENAPI] = msgspec.json.encode(
+        openapi.document(app, open_paths=OPEN_PATHS, asks_for_key=not context.keys.is_open)
+    )
+    add_headers(app, lambda: context.lifecycle.is_leaving)
     return app
 
 
-def require_key(key: str | None, *, open_paths: frozenset[str]) -> Middleware:
-    """A middleware that asks for `Authorization: Bearer KEY` everywhere but on *open_paths*; no key: no question."""
-    expected = None if key is None else f"Bearer {key}".encode()
+def require_key(keys: KeyRing, *, open_paths: frozenset[str]) -> Middleware:
+    """A middleware that asks for `Authorization: Bearer KEY` everywhere but on *open_paths*; no keys: no question."""
 
     @web.middleware
     async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if expected is not None and request.path not in open_paths:
-            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, expected):
+        if not keys.is_open and request.path not in open_paths:
+            name = keys.name_of(request.headers.get("Authorization", ""))
+            if name is None:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise ApiError(401, "a valid API key is required", code="invalid_api_key", headers=challenge)
+            exchange = exchange_of(request)
+            exchange.key = name
+            exchange.tenant = name if keys.is_shared else ""
         return await handler(request)
 
     return check_key
 
 
-def bound_connection_age(app: web.Application, context: Context, max_age_seconds: float) -> None:
-    """Close connections that are old, and all of them once the server is leaving, after the answer under way.
+def unless_full(handler: Handler) -> Handler:
+    """*handler*, but not for a request that would only find the queue full: a flood is turned away unread."""
 
-    A Service balances connections, not requests: without this, clients that keep theirs never meet a new replica.
-    """
-    first_used: weakref.WeakKeyDictionary[BaseTransport, float] = weakref.WeakKeyDictionary()
+    @functools.wraps(handler)
+    async def handle(request: web.Request) -> web.StreamResponse:
+        context = request.app[CONTEXT]
+        try:
+            context.lifecycle.accepting_engine.refuse_if_full(exchange_of(request).tenant)
+        except QueueFullError:
+            context.exposition.count(metrics.REQUESTS_REJECTED)
+            raise
+        return await handler(request)
 
-    async def close_if_old(request: web.Request, response: web.StreamResponse) -> None:
-        if request.transport is None:
-            return
-        age = context.clock() - first_used.setdefault(request.transport, context.clock())
-        if age >= max_age_seconds or context.lifecycle.is_leaving:
-            # Headers are made before this signal: both the header and the connection's fate must be set.
-            response.headers["Connection"] = "close"
-            response.force_close()
-
-    app.on_response_prepare.append(close_if_old)
+    return handle
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -162,6 +168,11 @@ async def ready(request: web.Request) -> web.Response:
 async def version(request: web.Request) -> web.Response:
     """The version that runs."""
     return json_response({"version": __version__})
+
+
+async def show_openapi(request: web.Request) -> web.Response:
+    """This description."""
+    return web.Response(body=request.app[OPENAPI], content_type="application/json")
 
 
 async def show_metrics(request: web.Request) -> web.Response:

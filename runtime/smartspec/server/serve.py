@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import resource
 import socket
 import time
@@ -16,10 +17,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from smartspec.config import ConfigError, RuntimeConfig
 from smartspec.scheduling.client import EngineClient, EngineInfo
 from smartspec.server.admin import admin_app
+from smartspec.server.connections import Gate, Patience, listen
 from smartspec.server.context import Context
+from smartspec.server.exchange import BodyBudget
 from smartspec.server.exposition import Exposition
+from smartspec.server.keys import KeyRing
 from smartspec.server.lifecycle import Lifecycle
 from smartspec.server.public import public_app
+from smartspec.server.tracing import OtlpSpans
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +56,25 @@ async def serve(
     _allow_many_connections()
     server = config.server
     lifecycle = Lifecycle(config.model.name, lame_duck_seconds=server.lame_duck_seconds)
-    context = Context(lifecycle, Exposition(config.model.name), clock)
+    spans = None if server.otlp_endpoint is None else OtlpSpans(server.otlp_endpoint, config.model.name)
+    context = Context(
+        lifecycle,
+        Exposition(config.model.name),
+        clock,
+        config=server,
+        keys=KeyRing.of(server.api_key, server.api_key_file),
+        budget=BodyBudget(server.max_held_body_bytes),
+        spans=spans,
+    )
     # Left in reverse: the engine ends first, and what it still has to say to clients can be said.
     async with AsyncExitStack() as owned:
-        public = await _listen(owned, public_app(context, server), "host", server.host, server.port)
-        admin = await _listen(owned, admin_app(context, server), "admin_host", server.admin_host, server.admin_port)
+        if spans is not None:
+            owned.push_async_callback(spans.close)
+        public = await _listen(owned, context, public_app(context, server), "host", server.host, server.port)
+        admin = await _listen(
+            owned, context, admin_app(context, server), "admin_host", server.admin_host, server.admin_port
+        )
+        owned.callback(asyncio.create_task(context.keys.keep_up(), name="api keys").cancel)
         log.info("event=listening url=%s admin_url=%s", public, admin)
         if announce is not None:
             announce(public, admin)
@@ -83,23 +102,43 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _listen(owned: AsyncExitStack, app: web.Application, name: str, host: str, port: int) -> str:
+async def _listen(
+    owned: AsyncExitStack, context: Context, app: web.Application, name: str, host: str, port: int
+) -> str:
     """Serve *app* until *owned* closes; returns its URL (port 0: any free one).
 
     Raises ConfigError when *host*, the setting *name*, is no address, and OSError when it cannot be listened on.
     """
-    # Without handler_cancellation a handler outlives its client, and goes on holding blocks of the cache.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, logger=http_log, shutdown_timeout=1.0)
+    config = context.config
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,  # else a handler outlives its client, and goes on holding blocks of the cache
+        access_log=None,
+        logger=http_log,
+        shutdown_timeout=1.0,
+        keepalive_timeout=config.idle_timeout_seconds,
+        max_line_size=config.max_header_bytes,
+        max_field_size=config.max_header_bytes,
+        max_headers=config.max_headers,
+    )
     await runner.setup()
     owned.push_async_callback(runner.cleanup)
+    assert runner.server is not None
+    patience = Patience(
+        head_seconds=config.head_timeout_seconds,
+        send_seconds=config.send_timeout_seconds,
+        max_age_seconds=config.max_connection_age_seconds,
+        max_connections=config.max_connections,
+    )
     try:
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        listener = await listen(Gate(patience, context.clock, random.Random()), runner.server, host, port)
     except socket.gaierror as error:
         raise ConfigError(f"{name} {host!r}: {error.strerror}") from None
     except OSError as error:
         # asyncio puts the address into some of these messages, but never which of the two ports it is.
         raise OSError(f"{name} {host!r}, port {port}: {error.strerror or error}") from None
-    bound = runner.addresses[0][1]
+    owned.callback(listener.close)
+    bound = listener.sockets[0].getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{bound}"
 
 

@@ -51,6 +51,21 @@ async def test_older_policy_is_409() -> None:
         ({"tpot_target_seconds": 0}, "tpot_target_seconds"),
         ({"tpot": 1}, "tpot"),
         ({"priors": {}}, "priors.key"),
+        (
+            {"priors": {"key": "k", "latency": {"coefficients": {"target.step": 1e308}, "weight": 1}}},
+            "priors.latency.coefficients[...]",
+        ),
+        ({"priors": {"key": "k", "latency": {"coefficients": {}, "weight": 1e300}}}, "priors.latency.weight"),
+        (
+            {
+                "priors": {
+                    "key": "k",
+                    "acceptance": [{"proposer": "draft", "verifier": "greedy", "rates": [0.5], "weights": [1e308]}],
+                }
+            },
+            "priors.acceptance[0].weights[0]",
+        ),
+        ({"tpot_target_seconds": 1e308}, "tpot_target_seconds"),
         ([], None),
     ],
 )

@@ -44,6 +44,8 @@ async def test_client_that_left_before_the_first_byte_is_no_defect(
     async with serving(engine) as server:
         monkeypatch.setattr(web.StreamResponse, "prepare", nobody_there)
         writer = await _ask_and_never_read(server, {"prompt": "ab", "stream": True})
+        await until(lambda: engine.waiting)
+        engine.step()
         await until(lambda: engine.aborted)
         writer.close()
         monkeypatch.undo()

@@ -136,11 +136,11 @@ async def test_drain_timeout_cuts_and_says_so() -> None:
 
 
 async def test_old_connections_are_closed() -> None:
-    """After its age a connection is closed with the next answer; before, it is kept."""
+    """After its age, give or take a fifth, a connection is closed with the next answer; before, it is kept."""
     now = 0.0
     async with serving(FakeEngine(), clock=lambda: now, max_connection_age_seconds=300) as server:
         seen = []
-        for now in (0.0, 299.0, 301.0, 302.0):  # noqa: B007 (the clock reads it)
+        for now in (0.0, 239.0, 361.0, 362.0):  # noqa: B007 (the clock reads it)
             async with server.public.post("/v1/completions", json={"prompt": "a", "stream": True}) as response:
                 await response.read()
                 seen.append(response.headers.get("Connection"))
