@@ -1,5 +1,6 @@
 """Toy language models whose next token depends on the last one only: exact laws to hold the real sampling code to."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -111,6 +112,24 @@ def law_of(table: Tensor, sampling: SamplingParams, start: int, num_tokens: int,
         law = matrix[start] if position == 0 else law[..., :, None] * matrix
     assert law.shape == (vocab,) * num_tokens
     return law
+
+
+def adjusted(logits: Floats, sampling: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Floats:
+    """One row of logits as OpenAI's, vLLM's and transformers' definitions adjust it, by the plainest means.
+
+    `min_tokens` rules out `stop_token_ids` alone: give the end of text as one of them.
+    """
+    row = logits.copy()
+    for token, bias in sampling.logit_bias:
+        row[token] += bias
+    for token in {*prompt, *output}:
+        penalty = sampling.repetition_penalty
+        row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+    for token, count in Counter(output).items():
+        row[token] -= sampling.frequency_penalty * count + sampling.presence_penalty
+    if len(output) < sampling.min_tokens:
+        row[list(sampling.stop_token_ids)] = -np.inf
+    return row
 
 
 def probabilities(logits: Floats, sampling: SamplingParams, banned: frozenset[int] = frozenset()) -> Floats:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from integer_model import RandomPolicy
-from markov import Floats, Tamper, fit, probabilities, with_lengths
+from markov import Floats, Tamper, adjusted, fit, probabilities, with_lengths
 from smartspec.config import SchedulerConfig
 from smartspec.engine import Engine
 from smartspec.execution import verifier
@@ -37,10 +37,21 @@ VOCAB, NUM_TOKENS, BLOCK_SIZE, BATCH = 16, 4, 1, 768
 PROMPT = (15, 0, 15, 3, 15, 6, 15, 9, 15)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
 PLAIN = SamplingParams(temperature=1.2, max_tokens=NUM_TOKENS)
+RULED = SamplingParams(
+    temperature=0.9,
+    presence_penalty=0.6,
+    frequency_penalty=-0.8,
+    repetition_penalty=1.5,
+    logit_bias=((2, 1.0), (7, -2.0)),
+    min_tokens=NUM_TOKENS,
+    stop_token_ids=frozenset({5, 11}),
+    max_tokens=NUM_TOKENS,
+)
 FILTERED = SamplingParams(temperature=0.9, top_k=9, top_p=0.9, min_p=0.02, max_tokens=NUM_TOKENS)
 KINDS: dict[tuple[Verifier, SamplingParams], int] = {
     ("rejection", PLAIN): 10_000,
     ("rejection", FILTERED): 5_000,
+    ("rejection", RULED): 4_000,
     ("coupled", PLAIN): 2_000,
     ("greedy", GREEDY): 200,
 }
@@ -161,7 +172,11 @@ def law(sampling: SamplingParams) -> Floats:
     """The exact joint law of the text, one axis per token."""
     joint = np.ones(())
     for logits in target_logits():
-        rows = [probabilities(row, sampling) for row in logits.reshape(-1, VOCAB)]
+        texts = product(range(VOCAB), repeat=logits.ndim - 1)
+        rows = [
+            probabilities(adjusted(row, sampling, PROMPT, text), sampling)
+            for row, text in zip(logits.reshape(-1, VOCAB), texts, strict=True)
+        ]
         joint = joint[..., None] * np.stack(rows).reshape(logits.shape)
     return joint
 
@@ -182,7 +197,9 @@ def test_everything_was_mixed(outcome: Outcome) -> None:
     assert all(len(text) == NUM_TOKENS for texts in outcome.texts.values() for text in texts)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] != "greedy"], ids=["plain", "filtered", "coupled"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind[0] != "greedy"], ids=["plain", "filtered", "ruled", "coupled"]
+)
 @pytest.mark.parametrize("tokens", [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (2, 3), (1, 2, 3)], ids=str)
 def test_texts_follow_the_targets_law(
     outcome: Outcome, kind: tuple[Verifier, SamplingParams], tokens: tuple[int, ...]

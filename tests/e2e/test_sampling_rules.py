@@ -4,8 +4,6 @@ Seventeen requests at once, each with other parameters and some with none, in me
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine_run import Run, config_for, prompts, run
+from markov import adjusted
 from smartspec.config import RuntimeConfig
 from smartspec.execution.loader import LoadedModel, load
 from smartspec.policy.settings import PolicySettings
@@ -66,29 +65,16 @@ def requests_for(model: LoadedModel, verifier: Verifier, **fields: Any) -> list[
     return made
 
 
-def adjusted(logits: torch.Tensor, request: Request, output: Sequence[int]) -> torch.Tensor:
-    """One row as OpenAI's, vLLM's and transformers' definitions have it, by the plainest means."""
-    sampling, row = request.sampling, logits.double().clone()
-    for token, bias in sampling.logit_bias:
-        row[token] += bias
-    for token in {*request.prompt_token_ids, *output}:
-        penalty = sampling.repetition_penalty
-        row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
-    for token, count in Counter(output).items():
-        row[token] -= sampling.frequency_penalty * count + sampling.presence_penalty
-    if len(output) < sampling.min_tokens:
-        row[list(sampling.stop_token_ids | request.eos_token_ids)] = -torch.inf
-    return row
-
-
 @torch.inference_mode()
 def expected_text(reference: PreTrainedModel, request: Request) -> list[int]:
     """The greedy text of *request*, one plain forward a token."""
     output: list[int] = []
-    endings = request.sampling.stop_token_ids | (frozenset() if request.sampling.ignore_eos else request.eos_token_ids)
+    sampling = request.sampling
+    endings = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else request.eos_token_ids)
+    sampling = dataclasses.replace(sampling, stop_token_ids=endings)
     while len(output) < NUM_TOKENS:
         row = reference(torch.tensor([[*request.prompt_token_ids, *output]])).logits[0, -1]
-        output.append(int(adjusted(row, request, output).argmax()))
+        output.append(int(adjusted(row.double().numpy(), sampling, request.prompt_token_ids, output).argmax()))
         if output[-1] in endings:
             break
     return output

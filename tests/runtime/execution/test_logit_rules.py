@@ -1,6 +1,5 @@
 """Adjusted logits: as vLLM and transformers define them, row by row for the row's own text, and no row besides."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
-from markov import MarkovModel, ToyRequest, generate
+from markov import MarkovModel, ToyRequest, adjusted, generate
 from smartspec.execution.logit_rules import LogitRules, Span
 from smartspec.policy.types import Verifier
 from smartspec.scheduling.request import LogitRule, RuledText, SamplingParams
@@ -50,22 +49,6 @@ class NoRepeat(LogitRule):
             logits[row, [token for token in recent if token < logits.shape[1]]] = -torch.inf
 
 
-def reference(logits: Tensor, sampling: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """One row as vLLM's `apply_penalties` and OpenAI's formula have it, written plainly in float64."""
-    row = logits.double().clone()
-    for token, bias in sampling.logit_bias:
-        row[token] += bias
-    for token in {*prompt, *output}:
-        row[token] = (
-            row[token] / sampling.repetition_penalty if row[token] > 0 else row[token] * sampling.repetition_penalty
-        )
-    for token, count in Counter(output).items():
-        row[token] -= sampling.frequency_penalty * count + sampling.presence_penalty
-    if len(output) < sampling.min_tokens:
-        row[list(sampling.stop_token_ids)] = -torch.inf
-    return row
-
-
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 
 
@@ -98,8 +81,9 @@ def test_every_row_is_adjusted_for_its_own_text(
             rules.adjust(logits, [Span(1, text, ahead)])
         assert torch.equal(logits[[0, -1]], before[[0, -1]]), "a neighbour was touched"
         for row in range(len(ahead) + 1):
-            expected = reference(before[1 + row], sampling, prompt, [*committed[len(prompt) :], *ahead[:row]])
-            assert torch.allclose(logits[1 + row].double(), expected, atol=1e-5)
+            output_so_far = [*committed[len(prompt) :], *ahead[:row]]
+            expected = adjusted(before[1 + row].double().numpy(), sampling, prompt, output_so_far)
+            assert logits[1 + row].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
         if text is not None and ahead:
             alone = before[-2:-1].clone()
             rules.adjust(alone, [Span(0, text, ahead, len(ahead))])

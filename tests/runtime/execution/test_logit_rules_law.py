@@ -1,12 +1,11 @@
 """Rules under rejection sampling: chi-square of joint tokens against a law that depends on the whole text so far."""
 
-from collections import Counter
 from itertools import product
 
 import numpy as np
 import pytest
 
-from markov import Floats, MarkovModel, ToyRequest, fit, generate, probabilities
+from markov import Floats, MarkovModel, ToyRequest, adjusted, fit, generate, probabilities
 from smartspec.execution.logit_rules import LogitRules, Span
 from smartspec.scheduling.request import SamplingParams
 
@@ -32,15 +31,8 @@ def law_of_text(sampling: SamplingParams) -> Floats:
     law = np.ones((VOCAB,) * NUM_TOKENS)
     for text in product(range(VOCAB), repeat=NUM_TOKENS):
         for i, token in enumerate(text):
-            row = table[[PROMPT[-1], *text][i]].copy()
-            for biased, bias in sampling.logit_bias:
-                row[biased] += bias
-            for seen in {*PROMPT, *text[:i]}:
-                row[seen] = row[seen] / 1.8 if row[seen] > 0 else row[seen] * 1.8
-            for seen, count in Counter(text[:i]).items():
-                row[seen] -= sampling.frequency_penalty * count + sampling.presence_penalty
-            banned = sampling.stop_token_ids if i < sampling.min_tokens else frozenset()
-            law[text] *= probabilities(row, sampling, banned)[token]
+            row = adjusted(table[[PROMPT[-1], *text][i]], sampling, PROMPT, text[:i])
+            law[text] *= probabilities(row, sampling)[token]
     return law
 
 
