@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from smartspec.policy import acceptance, kalman, own_evidence, worth
+from smartspec.policy import acceptance, chances, kalman, own_evidence, worth
+from smartspec.policy.assignment import FEW_TORN
 from smartspec.policy.costs import Costs
-from smartspec.policy.goodput import Plan, Problem
+from smartspec.policy.goodput import GOOD_GUESS, Plan, Problem
 from smartspec.policy.regression import WIDEST_APART, WIDEST_TOGETHER, Array
-from smartspec.policy.scan import FEW_TORN, GOOD_GUESS, scan
+from smartspec.policy.scan import scan
 from smartspec.policy.types import RequestOutcome
 
 
@@ -71,7 +72,7 @@ class Evidence:
     """What `AcceptanceModel` knows, as tables of the pairs [row, position] and a dictionary of the requests."""
 
     def __init__(self) -> None:
-        shape = acceptance.NUM_ROWS, acceptance.MAX_POSITIONS
+        shape = chances.NUM_ROWS, chances.MAX_POSITIONS
         self.accepted, self.trials = np.zeros(shape), np.zeros(shape)
         self.own: dict[tuple[str, str], Array] = {}
 
@@ -80,7 +81,7 @@ class Evidence:
         rates = self.rates()
         for outcome in outcomes:
             self._own(outcome, rates)
-        fade, least = 0.5 ** (tokens_kept / acceptance.PAIR_HALF_LIFE), acceptance.LEAST_WEIGHT
+        fade, least = 0.5 ** (tokens_kept / acceptance.PAIR_HALF_LIFE), chances.LEAST_WEIGHT
         keep = np.where(self.trials > least, np.maximum(fade, least / np.maximum(self.trials, least)), 1.0)
         self.accepted *= keep
         self.trials *= keep
@@ -101,19 +102,19 @@ class Evidence:
 
     def rates(self) -> Array:
         """Conditional acceptance [row, position]."""
-        groups = [[row] for row in range(acceptance.NUM_PAIRS)]
-        classes = len(acceptance.MATCH_LENGTHS)
-        groups += [list(range(f, f + classes)) for f in range(acceptance.NUM_PAIRS, acceptance.NUM_ROWS, classes)]
+        groups = [[row] for row in range(chances.NUM_PAIRS)]
+        classes = len(chances.MATCH_LENGTHS)
+        groups += [list(range(f, f + classes)) for f in range(chances.NUM_PAIRS, chances.NUM_ROWS, classes)]
         known = int(np.count_nonzero(self.trials.any(axis=0)))
         found = np.empty_like(self.trials)
         for group in groups:
             accepted, trials = self.accepted[group].sum(axis=0), self.trials[group].sum(axis=0)
-            rates = [(accepted[0] + acceptance.UNKNOWN_WEIGHT * acceptance.UNKNOWN_RATE)
-                     / (trials[0] + acceptance.UNKNOWN_WEIGHT)]  # fmt: skip
+            rates = [(accepted[0] + chances.UNKNOWN_WEIGHT * chances.UNKNOWN_RATE)
+                     / (trials[0] + chances.UNKNOWN_WEIGHT)]  # fmt: skip
             for kept, tried in zip(accepted[1:known], trials[1:known], strict=True):
-                rates.append((kept + acceptance.POSITION_WEIGHT * rates[-1]) / (tried + acceptance.POSITION_WEIGHT))
-            found[group] = np.array(rates + rates[-1:] * (acceptance.MAX_POSITIONS - len(rates)))
-        weight, lookups = acceptance.MATCH_WEIGHT, slice(acceptance.NUM_PAIRS, None)
+                rates.append((kept + chances.POSITION_WEIGHT * rates[-1]) / (tried + chances.POSITION_WEIGHT))
+            found[group] = np.array(rates + rates[-1:] * (chances.MAX_POSITIONS - len(rates)))
+        weight, lookups = chances.MATCH_WEIGHT, slice(chances.NUM_PAIRS, None)
         found[lookups] = (self.accepted[lookups] + weight * found[lookups]) / (self.trials[lookups] + weight)
         return found
 
@@ -121,8 +122,8 @@ class Evidence:
         """Chances [depth] of one request where the variance between requests is *between*."""
         excess, trials, _ = self.own.get((request, proposer), np.zeros(3))
         shift = excess / (trials + own_evidence.TRIAL_VARIANCE / between)
-        chances = np.cumprod(np.clip(self.rates()[row, :depth] + shift, 0.0, 1.0))
-        return np.where(np.arange(depth) < cap, np.maximum(chances, acceptance.SMALLEST_CHANCE), 0.0)
+        survival = np.cumprod(np.clip(self.rates()[row, :depth] + shift, 0.0, 1.0))
+        return np.where(np.arange(depth) < cap, np.maximum(survival, chances.SMALLEST_CHANCE), 0.0)
 
 
 def long_run_worth(draft: Array, lookup: Array, costs: Costs) -> Array:

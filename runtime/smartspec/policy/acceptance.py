@@ -5,62 +5,55 @@ rejection are censored: nobody knows what would have become of them, so they are
 usual metric, is biased low in this formula). Evidence fades with the tokens generated, never with the clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from msgspec.structs import astuple
-from numba import njit
 
-from smartspec.policy.own_evidence import NOBODY, PROPOSERS, OwnEvidence
+from smartspec.policy.chances import (
+    DRAFT,
+    LOOKUP,
+    MATCH_LENGTHS,
+    MAX_POSITIONS,
+    NUM_PAIRS,
+    NUM_ROWS,
+    PROPOSERS,
+    UNKNOWN_RATE,
+    UNKNOWN_WEIGHT,
+    VERIFIERS,
+    ages,
+    count_outcomes,
+    estimate_rates,
+    fade_evidence,
+    lookup_row,
+    rows_of,
+    survival,
+)
+from smartspec.policy.own_evidence import NOBODY, OwnEvidence
 from smartspec.policy.regression import Array, Ints
 from smartspec.policy.settings import AcceptancePrior
 from smartspec.policy.types import Proposer, RequestOutcome, Verifier
 
-MAX_POSITIONS = 32
-VERIFIERS: tuple[Verifier, ...] = ("coupled", "rejection", "greedy")
-MATCH_LENGTHS: tuple[int, ...] = (1, 2, 3, 5, 9)
-"""Lower bounds of the classes of prompt lookup's evidence: the number of tokens that matched."""
-NUM_PAIRS = len(VERIFIERS)
-NUM_ROWS = NUM_PAIRS * (1 + len(MATCH_LENGTHS))
-
-UNKNOWN_RATE = 0.6
-UNKNOWN_WEIGHT = 4.0
-"""Acceptance believed of a pair that nobody has tried, in trials."""
-POSITION_WEIGHT = 12.0
-"""Trials after which a position trusts itself more than the position before it."""
-MATCH_WEIGHT = 12.0
-"""Trials after which a class of matches trusts itself more than all matches together."""
 PAIR_HALF_LIFE = 500.0
 """Tokens after which a pair's evidence counts half."""
-LEAST_WEIGHT = 16.0
-"""Standing still, a pair's evidence at a position fades no further than this: its rate survives a long silence, and
-a few probes suffice to turn it."""
-SMALLEST_CHANCE = 1e-12
-"""No position that may be speculated is quite without a chance: 0 says that there is nothing to be had."""
 MOST_PRIOR_TRIALS = 400.0
 """Trials handed in count as at most this many per position: they were made elsewhere."""
 
-DRAFT, LOOKUP = range(len(PROPOSERS))
-"""Proposers and verifiers as numbers, for compiled loops: places in `PROPOSERS` and `VERIFIERS`."""
 VERIFIER = {verifier: index for index, verifier in enumerate(VERIFIERS)}
-_PROPOSER = {proposer: index for index, proposer in enumerate(PROPOSERS)}
-_CLASSES = np.array([sum(length >= lower for lower in MATCH_LENGTHS[1:]) for length in range(MATCH_LENGTHS[-1] + 1)])
-"""The class of a match by its length; the last one holds for all that are longer."""
+PROPOSER = {proposer: index for index, proposer in enumerate(PROPOSERS)}
+
+
+def numbers_of(names: Sequence[str], number: Mapping[Any, int]) -> Ints:
+    """*names*, at least one, by number; mostly they are all alike."""
+    if names.count(names[0]) == len(names):
+        return np.full(len(names), number[names[0]], dtype=np.intp)
+    return np.array([number[name] for name in names], dtype=np.intp)
 
 
 def row_of(proposer: Proposer, verifier: Verifier, match_tokens: int = 0) -> int:
     """Index of the table row that holds this pair's evidence: one per pair for drafts, one per class for lookup."""
-    if proposer == "draft":
-        return VERIFIER[verifier]
-    return int(lookup_rows(np.array([VERIFIER[verifier]]), np.array([match_tokens]))[0])
-
-
-def lookup_rows(verifiers: Ints, match_tokens: Ints) -> Ints:
-    """The table rows [R] of prompt lookup after such matches, for verifiers by number; a draft's row is its
-    verifier's number."""
-    rows: Ints = NUM_PAIRS + verifiers * len(MATCH_LENGTHS) + _CLASSES[np.minimum(match_tokens, MATCH_LENGTHS[-1])]
-    return rows
+    return VERIFIER[verifier] if proposer == "draft" else int(lookup_row(VERIFIER[verifier], match_tokens))
 
 
 class AcceptanceModel:
@@ -89,24 +82,27 @@ class AcceptanceModel:
         """Where the own evidence of each request [R] lies: what `survival` and `steps_since_tried` go by."""
         return self._own.slots_of(requests)
 
-    def survival(self, proposer: int, rows: Ints, slots: Ints, caps: Ints, depth: int) -> Array:
-        """Probability [R, depth] that a request's first tokens up to that position are all kept, from the pair of its
-        table row and its own evidence; 0 from `caps` [R] tokens on, and only there."""
+    def survival(
+        self, verifiers: Ints, matches: Ints, slots: Ints, drafts: Ints, copies: Ints, depth: int
+    ) -> tuple[Array, Array]:
+        """Probabilities [R, depth] that a request's first tokens up to that position are all kept, if drafted and if
+        copied after such a match: from its pair and its own evidence. 0 from `drafts` and `copies` [R] tokens on."""
         own = self._own
-        found: Array = _survival(
-            self._rates, own.excess[proposer], own.trials[proposer], own.weight(proposer), rows, slots, caps, depth
-        )
+        found: tuple[Array, Array] = survival(
+            self._rates, own.excess, own.trials, own.weight(DRAFT), own.weight(LOOKUP),
+            verifiers, matches, slots, drafts, copies, depth,
+        )  # fmt: skip
         return found
 
-    def pooled(self, proposer: int, rows: Ints, caps: Ints, depth: int) -> Array:
+    def pooled(self, verifiers: Ints, matches: Ints, drafts: Ints, copies: Ints, depth: int) -> tuple[Array, Array]:
         """`survival` by one acceptance rate per proposer and verifier, as the paper has it."""
         kept, tried = _pool(self._accepted).sum(axis=1), _pool(self._trials).sum(axis=1)
         rates = (kept + UNKNOWN_WEIGHT * UNKNOWN_RATE) / (tried + UNKNOWN_WEIGHT)
         by_row = np.concatenate((rates[:NUM_PAIRS], np.repeat(rates[NUM_PAIRS:], len(MATCH_LENGTHS))))
-        own, nobody = self._own, np.full(len(rows), NOBODY)
-        found: Array = _survival(
-            np.repeat(by_row[:, None], depth, axis=1), own.excess[proposer], own.trials[proposer],
-            own.weight(proposer), rows, nobody, caps, depth,
+        own, nobody = self._own, np.full(len(verifiers), NOBODY)
+        found: tuple[Array, Array] = survival(
+            np.repeat(by_row[:, None], depth, axis=1), own.excess, own.trials, own.weight(DRAFT), own.weight(LOOKUP),
+            verifiers, matches, nobody, drafts, copies, depth,
         )  # fmt: skip
         return found
 
@@ -120,39 +116,34 @@ class AcceptanceModel:
     def observe(self, outcomes: Sequence[RequestOutcome], tokens_kept: int) -> None:
         """Learn from one step's proposals; every token kept lets the evidence fade, proposed or not."""
         self.step += 1
-        _fade(self._accepted, self._trials, 0.5 ** (tokens_kept / PAIR_HALF_LIFE))
+        fade_evidence(self._accepted, self._trials, 0.5 ** (tokens_kept / PAIR_HALF_LIFE))
         if outcomes:
             self._learn(outcomes)
         self._estimate()
 
     def _learn(self, outcomes: Sequence[RequestOutcome]) -> None:
-        requests, by, verified, drafts, kept, matched = zip(*map(astuple, outcomes), strict=True)
-        proposers = np.array([_PROPOSER[proposer] for proposer in by], dtype=np.intp)
-        verifiers = np.array([VERIFIER[verifier] for verifier in verified], dtype=np.intp)
-        drafted, accepted = np.array(drafts, dtype=np.intp), np.array(kept, dtype=np.intp)
-        matches = np.array(matched, dtype=np.intp)
-        rows = np.where(proposers == DRAFT, verifiers, lookup_rows(verifiers, matches))
+        requests, by, verified, num_drafted, num_accepted, matched = zip(*map(astuple, outcomes), strict=True)
+        proposers, verifiers = numbers_of(by, PROPOSER), numbers_of(verified, VERIFIER)
+        drafted, accepted = np.array(num_drafted, dtype=np.intp), np.array(num_accepted, dtype=np.intp)
         slots = self._own.slots_for(requests)
+        rows = rows_of(proposers, verifiers, np.array(matched, dtype=np.intp))
         self._own.learn(slots, proposers, drafted, accepted, rows, self._rates, self.step)
-        _count(self._accepted, self._trials, self._tried_in, rows, drafted, accepted, self.step)
+        count_outcomes(self._accepted, self._trials, self._tried_in, rows, drafted, accepted, self.step)
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request's own evidence, learning from it how much requests differ."""
         self._own.forget(request_id)
 
-    def steps_since_tried(self, slots: Ints, proposer: int) -> Ints:
-        """How many steps ago *proposer* was last tried for each request [R]; very many where it never was."""
-        return self._age(self._own.last_tried[proposer, slots])
-
-    def steps_since_row_tried(self, rows: Ints) -> Ints:
-        """The same for rows of the table: what was last tried with any request of that pair and class."""
-        return self._age(self._tried_in[rows])
-
-    def _age(self, last: Ints) -> Ints:
-        return np.where(last < 0, np.iinfo(np.intp).max, self.step - last)
+    def ages(self, verifiers: Ints, matches: Ints, slots: Ints) -> tuple[Ints, Ints, Ints]:
+        """How many steps ago [R] the draft was last tried for each request, when prompt lookup was, and when prompt
+        lookup was for anybody of its pair and class of matches; very many where it never was."""
+        found: tuple[Ints, Ints, Ints] = ages(
+            self._own.last_tried, self._tried_in, verifiers, matches, slots, self.step
+        )
+        return found
 
     def _estimate(self) -> None:
-        _estimate(self._accepted, self._trials, self._rates)
+        estimate_rates(self._accepted, self._trials, self._rates)
 
     def priors(self) -> tuple[AcceptancePrior, ...]:
         """What was learned of every pair that was tried, to hand on; classes of matches are pooled."""
@@ -205,69 +196,3 @@ def _pool(counts: Array) -> Array:
     """Counts [pair, position], the classes of matches summed: drafts' verifiers first, then lookup's."""
     lookups = counts[NUM_PAIRS:].reshape(NUM_PAIRS, len(MATCH_LENGTHS), -1).sum(axis=1)
     return np.concatenate((counts[:NUM_PAIRS], lookups))
-
-
-@njit(
-    "float64[:,::1](float64[:,::1], float64[::1], float64[::1], float64, int64[::1], int64[::1], int64[::1], int64)",
-    cache=True,
-)  # type: ignore[untyped-decorator]
-def _survival(rates: Any, excess: Any, trials: Any, weight: float, rows: Any, slots: Any, caps: Any, depth: int) -> Any:
-    """`AcceptanceModel.survival`: products of the pair's `rates` [row, position], each shifted by the request's own
-    excess per trial, shrunk by how little it was tried."""
-    found = np.zeros((len(rows), depth))
-    for r in range(len(rows)):
-        shift = excess[slots[r]] / (trials[slots[r]] + weight)
-        chance = 1.0
-        for j in range(min(depth, caps[r])):
-            chance *= min(max(rates[rows[r], j] + shift, 0.0), 1.0)
-            found[r, j] = max(chance, SMALLEST_CHANCE)
-    return found
-
-
-@njit("(float64[:,::1], float64[:,::1], float64)", cache=True)  # type: ignore[untyped-decorator]
-def _fade(accepted: Any, trials: Any, fade: float) -> None:
-    """Let evidence [row, position] fade, but never below `LEAST_WEIGHT`."""
-    for row in range(trials.shape[0]):
-        for j in range(trials.shape[1]):
-            if trials[row, j] > LEAST_WEIGHT:
-                keep = max(fade, LEAST_WEIGHT / trials[row, j])
-                accepted[row, j] *= keep
-                trials[row, j] *= keep
-
-
-@njit("(float64[:,::1], float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)", cache=True)  # type: ignore[untyped-decorator]
-def _count(accepted: Any, trials: Any, tried_in: Any, rows: Any, drafted: Any, kept: Any, step: int) -> None:
-    """Add outcomes [N] to their rows of the table: tokens kept, and the first one that was not."""
-    for i in range(len(rows)):
-        last = min(kept[i] + 1, drafted[i], MAX_POSITIONS)
-        for j in range(last):
-            trials[rows[i], j] += 1.0
-        for j in range(min(kept[i], last)):
-            accepted[rows[i], j] += 1.0
-        if last > 0:
-            tried_in[rows[i]] = step
-
-
-@njit("(float64[:,::1], float64[:,::1], float64[:,::1])", cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _estimate(accepted: Any, trials: Any, rates: Any) -> None:
-    """Rates [row, position], in place: each position shrunk to the one before, each class of matches to all matches;
-    positions that nobody tried are like the last one tried by anybody."""
-    classes = len(MATCH_LENGTHS)
-    known = 0
-    for j in range(MAX_POSITIONS):
-        if trials[:, j].any():
-            known += 1
-    for pair in range(2 * NUM_PAIRS):
-        first, last = pair, pair + 1
-        if pair >= NUM_PAIRS:
-            first = NUM_PAIRS + (pair - NUM_PAIRS) * classes
-            last = first + classes
-        rate, weight = UNKNOWN_RATE, UNKNOWN_WEIGHT
-        for j in range(MAX_POSITIONS):
-            if j == 0 or j < known:
-                rate = (accepted[first:last, j].sum() + weight * rate) / (trials[first:last, j].sum() + weight)
-                weight = POSITION_WEIGHT
-            for row in range(first, last):
-                rates[row, j] = rate
-                if pair >= NUM_PAIRS:
-                    rates[row, j] = (accepted[row, j] + MATCH_WEIGHT * rate) / (trials[row, j] + MATCH_WEIGHT)

@@ -6,10 +6,12 @@ import numpy as np
 from msgspec.structs import astuple
 from numpy.typing import NDArray
 
-from smartspec.policy.acceptance import DRAFT, LOOKUP, VERIFIER, AcceptanceModel, lookup_rows
+from smartspec.policy.acceptance import VERIFIER, AcceptanceModel, numbers_of
+from smartspec.policy.costs import Costs
 from smartspec.policy.goodput import Plan, Problem
 from smartspec.policy.regression import Array, Ints
 from smartspec.policy.types import BatchState, Candidate, Choice, SpeculationMode, StepFeatures
+from smartspec.policy.worth import long_run_worth
 
 CATCHUP_STEPS = 16.0
 """Feeding the draft what it missed is an investment: its cost is weighed as if spread over this many steps."""
@@ -43,7 +45,7 @@ def columns_of(candidates: tuple[Candidate, ...], acceptance: AcceptanceModel) -
         request_ids,
         np.array(context, dtype=np.float64),
         np.array(room, dtype=np.intp),
-        np.array([VERIFIER[verifier] for verifier in verifiers], dtype=np.intp),
+        numbers_of(verifiers, VERIFIER),
         modes,
         np.fmax(lag, 1.0),
         ~np.isnan(lag),
@@ -56,37 +58,28 @@ def columns_of(candidates: tuple[Candidate, ...], acceptance: AcceptanceModel) -
 def problem_of(
     columns: Columns,
     acceptance: AcceptanceModel,
+    costs: Costs,
     forced: Ints,
     ceiling: int,
     *,
     max_nodes: int,
     tpot_target_seconds: float | None = None,
-    one_rate: bool = False,
+    by_paper: bool = False,
 ) -> Problem:
-    """The optimiser's view of a batch when nobody may speculate more than *ceiling* tokens, every token of equal worth;
-    *one_rate* gives all requests and positions of a pair the same acceptance."""
+    """The optimiser's view of a batch when nobody may speculate more than *ceiling* tokens. *by_paper*: all requests
+    and positions of a pair have the same acceptance, all tokens the same worth, and who can draft does not copy."""
     depth = max(1, ceiling)
     room = np.minimum(columns.room, ceiling)
     drafts, copies = room * columns.can_draft, np.minimum(room, columns.copies)
-    if one_rate:
-        copies = copies * ~columns.can_draft  # as the paper has it: the draft, where there is one
-    rows = lookup_rows(columns.verifiers, columns.matches)
-    if one_rate:
-        draft = acceptance.pooled(DRAFT, columns.verifiers, drafts, depth)
-        lookup = acceptance.pooled(LOOKUP, rows, copies, depth)
+    if by_paper:
+        copies *= ~columns.can_draft
+        draft, lookup = acceptance.pooled(columns.verifiers, columns.matches, drafts, copies, depth)
+        worth = np.ones(len(room))
     else:
-        draft = acceptance.survival(DRAFT, columns.verifiers, columns.slots, drafts, depth)
-        lookup = acceptance.survival(LOOKUP, rows, columns.slots, copies, depth)
-    return Problem(
-        draft=draft,
-        lookup=lookup,
-        first_rows=np.minimum(columns.lag, 2.0) + np.maximum(columns.lag - 2.0, 0.0) / CATCHUP_STEPS,
-        context=columns.context,
-        forced=forced,
-        worth=np.ones(len(room)),
-        max_nodes=max_nodes,
-        tpot_target_seconds=tpot_target_seconds,
-    )
+        draft, lookup = acceptance.survival(columns.verifiers, columns.matches, columns.slots, drafts, copies, depth)
+        worth = long_run_worth(draft, lookup, costs)
+    first_rows = np.minimum(columns.lag, 2.0) + np.maximum(columns.lag - 2.0, 0.0) / CATCHUP_STEPS
+    return Problem(draft, lookup, first_rows, columns.context, forced, worth, max_nodes, tpot_target_seconds)
 
 
 def plain_features(batch: BatchState) -> StepFeatures:

@@ -1,13 +1,10 @@
 """The policy as the scheduler meets it: decide before a step, learn after it, explain at any time."""
 
 from collections import deque
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from smartspec.policy import uniform
-from smartspec.policy.acceptance import AcceptanceModel
+from smartspec.policy.acceptance import AcceptanceModel, numbers_of
 from smartspec.policy.batch_arrays import Columns, choices_of, columns_of, plain_features, problem_of
 from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import LINE, Regressors
@@ -18,7 +15,6 @@ from smartspec.policy.regression import Ints
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.slo import HEADROOM, TpotGuard
 from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
-from smartspec.policy.worth import long_run_worth
 
 SWITCHING_MARGIN = 0.01
 """Starting or stopping the draft must promise this much more goodput than going on as before."""
@@ -68,14 +64,13 @@ class SpeculationPolicy:
 
     def decide(self, batch: BatchState) -> Decision:
         """What each request should speculate in the coming step."""
-        num = len(batch.candidates)
-        ceiling = self._settings.max_speculative_tokens
-        forced = self._forced(batch)
-        if not ceiling or batch.max_nodes <= 0 or not any(forced):
-            baseline = self._latency.predict(plain_features(batch)).total if num or batch.prefill_tokens else 0.0
-            reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
-            return Decision({}, baseline, num, baseline, num, reason=reason)
+        num, ceiling = len(batch.candidates), self._settings.max_speculative_tokens
+        if not self._may_speculate(batch):
+            return self._plain(batch)
         columns = columns_of(batch.candidates, self._acceptance)
+        forced = self._forced(columns)
+        if not forced.any():
+            return self._plain(batch)
         context_tokens = int(columns.context.sum())
         # As many nodes as anybody may ask the price of: all that there may be, and two for each request.
         most_nodes = max(min(num * ceiling, batch.max_nodes), 2 * num)
@@ -83,7 +78,7 @@ class SpeculationPolicy:
         weighed = costs
         if self._settings.policy == "batch":
             weighed = costs_of(batch, self._line, context_tokens, most_nodes)
-        plan, probe = self._plan(batch, columns, np.array(forced, dtype=np.intp), weighed)
+        plan, probe = self._plan(batch, columns, forced, weighed)
         num_nodes, baseline = int(plan.num_tokens.sum()), float(costs.target[0])
         seconds, tokens = baseline, float(num)
         if num_nodes:
@@ -93,7 +88,7 @@ class SpeculationPolicy:
         gain = tokens * baseline / max(num * seconds, 1e-12) - 1.0
         if probe:
             reason = f"probe, mean k {num_nodes / num:.1f}"
-        elif min(forced) >= 0:
+        elif forced.min() >= 0:
             reason = f"fixed, mean k {num_nodes / num:.1f}"
         elif not num_nodes:
             reason = "plain decoding is best"
@@ -109,18 +104,18 @@ class SpeculationPolicy:
         problem = problem_of(
             columns,
             self._acceptance,
+            costs,
             forced,
             self._settings.max_speculative_tokens,
             max_nodes=batch.max_nodes,
             tpot_target_seconds=None if target is None else HEADROOM * target,
-            one_rate=by_paper,
+            by_paper=by_paper,
         )
         if forced.min() >= 0:
             return uniform.fixed(problem, costs, forced), False
         if by_paper:
             plan = uniform.batch(problem, costs)
         else:
-            problem = replace(problem, worth=long_run_worth(problem.draft, problem.lookup, costs))
             plan = optimise(problem, costs, rate=self._rate, margin=SWITCHING_MARGIN, drafting=self._drafting)
         self._rate = plan.goodput
         self._drafting = bool(plan.uses_draft.any())
@@ -134,12 +129,24 @@ class SpeculationPolicy:
         )
         return (plan, False) if probe is None else (probe, True)
 
-    def _forced(self, batch: BatchState) -> list[int]:
-        """Tokens each request takes regardless of goodput, -1 where the policy is free to choose."""
+    def _may_speculate(self, batch: BatchState) -> bool:
+        """Whether there is room for speculation, and somebody who may want it."""
+        if not self._settings.max_speculative_tokens or batch.max_nodes <= 0 or not batch.candidates:
+            return False
+        return self._settings.policy != "off" or any(c.mode == "fixed" for c in batch.candidates)
+
+    def _plain(self, batch: BatchState) -> Decision:
+        """The step without speculation."""
+        num = len(batch.candidates)
+        seconds = self._latency.predict(plain_features(batch)).total if num or batch.prefill_tokens else 0.0
+        reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
+        return Decision({}, seconds, num, seconds, num, reason=reason)
+
+    def _forced(self, columns: Columns) -> Ints:
+        """Tokens each request takes regardless of goodput [R], -1 where the policy is free to choose."""
         ceiling = self._settings.max_speculative_tokens
         auto = {"off": 0, "fixed": ceiling}.get(self._settings.policy, -1)
-        values = {"auto": auto, "off": 0, "fixed": ceiling}
-        return [values[c.mode] for c in batch.candidates]
+        return numbers_of(columns.modes, {"auto": auto, "off": 0, "fixed": ceiling})
 
     def limits(self, batch: BatchState) -> Limits:
         """How many requests may run, and how much prefill a step may take, within the TPOT target."""

@@ -32,8 +32,9 @@ NOISE_SHARE = 0.03
 def learn(known: Coefficients, features: Array, seconds: float) -> float:
     """Learn that *features* [d] took *seconds*; returns what had been predicted."""
     predicted, known.noise, known.streak = _learn(
-        known.mean, known.covariance, known.scale, known.kinship, known.noise, known.streak, features, seconds
-    )
+        known.mean, known.covariance, known.scale, known.kinship, known.noise, known.streak, features, seconds,
+        WIDEST_TOGETHER, WIDEST_APART,
+    )  # fmt: skip
     return float(predicted)
 
 
@@ -46,13 +47,13 @@ def _spread(mean: Any, covariance: Any, scale: Any, kinship: Any, together: floa
             covariance[i, j] += alone * kinship[i, j] + together * mean[i] * together * mean[j]
 
 
-@njit("(float64[::1], float64[:,::1], float64[::1])", cache=True)  # type: ignore[untyped-decorator]
-def _narrow(mean: Any, covariance: Any, scale: Any) -> None:
-    """Keep every variance within that of a coefficient nobody knows."""
+@njit("(float64[::1], float64[:,::1], float64[::1], float64, float64)", cache=True)  # type: ignore[untyped-decorator]
+def _narrow(mean: Any, covariance: Any, scale: Any, together: float, apart: float) -> None:
+    """Keep every variance within that of coefficients known to these relative standard deviations."""
     shrink = np.ones(len(mean))
     is_wide = False
     for i in range(len(mean)):
-        widest = (WIDEST_TOGETHER * mean[i]) ** 2 + (WIDEST_APART * (mean[i] + scale[i])) ** 2
+        widest = (together * mean[i]) ** 2 + (apart * (mean[i] + scale[i])) ** 2
         if covariance[i, i] > widest:
             shrink[i] = math.sqrt(widest / covariance[i, i])
             is_wide = True
@@ -79,17 +80,27 @@ def _keep_non_negative(mean: Any, covariance: Any) -> None:
 
 @njit(
     "Tuple((float64, float64, int64))"
-    "(float64[::1], float64[:,::1], float64[::1], float64[:,::1], float64, int64, float64[::1], float64)",
+    "(float64[::1], float64[:,::1], float64[::1], float64[:,::1], float64, int64, float64[::1], float64, "
+    "float64, float64)",
     cache=True,
 )  # type: ignore[untyped-decorator]
 def _learn(
-    mean: Any, covariance: Any, scale: Any, kinship: Any, noise: float, streak: int, features: Any, seconds: float
+    mean: Any,
+    covariance: Any,
+    scale: Any,
+    kinship: Any,
+    noise: float,
+    streak: int,
+    features: Any,
+    seconds: float,
+    widest_together: float,
+    widest_apart: float,
 ) -> Any:
     """One step of the filter on `mean` [d] and `covariance` [d, d], in place: what had been predicted, and the new
     noise and streak. Arguments as in `Coefficients`."""
     dimension = len(mean)
     _spread(mean, covariance, scale, kinship, DRIFT_TOGETHER, DRIFT_APART)
-    _narrow(mean, covariance, scale)
+    _narrow(mean, covariance, scale, widest_together, widest_apart)
     expected = 0.0
     for i in range(dimension):
         expected += features[i] * mean[i]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from smartspec.policy.chances import PROPOSERS
 from smartspec.policy.regression import Array, Ints
-from smartspec.policy.types import Proposer
 
 HALF_LIFE_TRIALS = 96.0
 """Trials after which a request's own evidence counts half."""
@@ -22,7 +22,6 @@ TRIAL_VARIANCE = 0.2
 """Variance of one trial, a typical a(1 - a)."""
 FIRST_SLOTS = 64
 
-PROPOSERS: tuple[Proposer, ...] = ("draft", "lookup")
 NOBODY = 0
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from smartspec.policy.acceptance import DRAFT, LOOKUP, AcceptanceModel, lookup_rows
+from smartspec.policy.acceptance import AcceptanceModel
 from smartspec.policy.batch_arrays import Columns
 from smartspec.policy.costs import Costs
 from smartspec.policy.goodput import Plan, Problem
-from smartspec.policy.regression import Array
+from smartspec.policy.regression import Array, Ints
 from smartspec.policy.uniform import evaluate
 
 SHARE = 0.003
@@ -94,24 +95,28 @@ class Prober:
                 return plain
         if self.credit_seconds <= 0.0:
             return None
-        copying = self._try_copying(plan, problem, costs, columns, acceptance)
-        return copying or self._try_silent(plan, problem, costs, columns, acceptance)
+        can_copy = problem.lookup[:, 0] > 0.0
+        drafted, copied, by_class = acceptance.ages(columns.verifiers, columns.matches, columns.slots)
+        torn = free & plan.uses_draft & can_copy & (by_class >= STALE_CLASS_STEPS)
+        if torn.any():
+            copying = self._try_copying(torn, plan, problem, costs, columns)
+            if copying is not None:
+                return copying
+        from_draft = (problem.draft[:, 0] > 0.0) & (~can_copy | (drafted >= copied))
+        age = np.where(from_draft, drafted, copied)
+        silent = free & (plan.num_tokens == 0) & (from_draft | can_copy) & (age >= STALE_STEPS)
+        return (
+            self._try_silent(np.flatnonzero(silent), from_draft, age, plan, problem, costs, columns)
+            if silent.any()
+            else None
+        )
 
     def _try_copying(
-        self, plan: Plan, problem: Problem, costs: Costs, columns: Columns, acceptance: AcceptanceModel
+        self, torn: NDArray[np.bool_], plan: Plan, problem: Problem, costs: Costs, columns: Columns
     ) -> Plan | None:
-        """Copy for the request with the longest match what the plan would have drafted: a good draft would else keep
-        prompt lookup, which costs no forward, unknown for ever."""
-        torn = np.flatnonzero((problem.forced < 0) & plan.uses_draft & (problem.lookup[:, 0] > 0))
-        if not len(torn):
-            return None
-        matches = columns.matches[torn]
-        rows = lookup_rows(columns.verifiers[torn], matches)
-        matches[acceptance.steps_since_row_tried(rows) < STALE_CLASS_STEPS] = -1
-        longest = int(matches.argmax())
-        if matches[longest] < 0:
-            return None
-        index = int(torn[longest])
+        """Copy for the one of *torn* with the longest match what the plan would have drafted: a good draft would else
+        keep prompt lookup, which costs no forward, unknown for ever."""
+        index = int(np.where(torn, columns.matches, -1).argmax())
         num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
         num_tokens[index] = min(num_tokens[index], np.count_nonzero(problem.lookup[index]))
         uses_draft[index] = False
@@ -119,31 +124,26 @@ class Prober:
         return tried if self._pays(tried, plan) else None
 
     def _try_silent(
-        self, plan: Plan, problem: Problem, costs: Costs, columns: Columns, acceptance: AcceptanceModel
+        self,
+        silent: Ints,
+        from_draft: NDArray[np.bool_],
+        age: Ints,
+        plan: Plan,
+        problem: Problem,
+        costs: Costs,
+        columns: Columns,
     ) -> Plan | None:
-        """Speculate a little for requests that the plan leaves out."""
-        can_draft, can_copy = problem.draft[:, 0] > 0, problem.lookup[:, 0] > 0
-        silent = np.flatnonzero((problem.forced < 0) & (plan.num_tokens == 0) & (can_draft | can_copy))
-        if not len(silent):
-            return None
-        slots = columns.slots[silent]
-        drafted, copied = (acceptance.steps_since_tried(slots, proposer) for proposer in (DRAFT, LOOKUP))
-        from_draft = can_draft[silent] & (~can_copy[silent] | (drafted >= copied))
-        age = np.where(from_draft, drafted, copied)
-        if age.max() < STALE_STEPS:
-            return None
+        """Speculate a little for some of *silent*, whom the plan leaves out."""
         lag = columns.lag
         # In turn by age, which is fair, and by what the draft must catch up with, which is cheap.
-        keys = (lag[silent], -age) if self.num_probes % 2 else (-age, lag[silent])
-        order = [i for i in np.lexsort(keys).tolist() if age[i] >= STALE_STEPS][: max(1, len(plan.num_tokens) // GROUP)]
-        if not order:
-            return None
+        keys = (lag[silent], -age[silent]) if self.num_probes % 2 else (-age[silent], lag[silent])
+        chosen = silent[np.lexsort(keys)][: max(1, len(age) // GROUP)]
         num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
         depth = DEPTH if not plan.num_tokens.any() else 1
-        for index, drafts in zip(silent[order].tolist(), from_draft[order].tolist(), strict=True):
-            chances = problem.draft[index] if drafts else problem.lookup[index]
+        for index in chosen.tolist():
+            chances = problem.draft[index] if from_draft[index] else problem.lookup[index]
             num_tokens[index] = min(depth, int(np.count_nonzero(chances)))
-            uses_draft[index] = drafts
+            uses_draft[index] = from_draft[index]
         if num_tokens.sum() > problem.max_nodes:
             return None
         tried = evaluate(problem, costs, num_tokens, uses_draft)

@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-FORCED = 1e6
-"""Value that puts a node its request insists on before every other."""
+CROWD = 16
+"""Comparisons per node that sorting by buckets may take before it gives way to a sort that minds no crowds."""
 TIE = 1e-9
 """Keeps nodes of equal value in the order of their positions, which prefix-closure needs."""
-GOOD_GUESS = 1.25
-"""A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
-FEW_TORN = 2
-"""Up to so many requests with both a draft and a match, every way to give each one proposer is tried."""
 TOKENS, WORTH, SECONDS, GOODPUT, TPOT = range(5)
 """The figures of a plan, in order; a negative goodput says that there is no such plan."""
 PLAIN, DRAFTING = range(2)
@@ -34,23 +30,51 @@ def _along(seconds: Any, rows: float) -> float:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _slowest(request: Any, gain: Any, at_depth: Any, limit: int, most: int, own: Any, slowest: Any) -> None:
-    """Expected tokens of the request that keeps fewest, for each number of leading nodes, of which *most* are taken and
-    those of drafts within *limit*. Who keeps few in the end kept no more before, so walking back needs only to look at
-    who loses a node."""
+def _ascending(value: Any) -> Any:
+    """Indices [N] that sort *value* [N], those of equal values in order.
+
+    Values are spread over their range, so that buckets of it hold a few each: a general sort takes several times as
+    long, for its branches cannot be predicted.
+    """
+    num = len(value)
+    order, bucket, ends = np.empty(num, dtype=np.int64), np.empty(num, dtype=np.int64), np.zeros(num, dtype=np.int64)
+    if not num:
+        return order
+    low, high = value.min(), value.max()
+    scale = (num - 1) / (high - low) if high > low else 0.0
+    crowd = 0
+    for i in range(num):
+        bucket[i] = int((value[i] - low) * scale)
+        crowd += ends[bucket[i]]
+        ends[bucket[i]] += 1
+    if crowd > CROWD * num:
+        return np.argsort(value, kind="mergesort")
+    begin = 0
+    for b in range(num):
+        begin, ends[b] = begin + ends[b], begin
+    for i in range(num):
+        order[ends[bucket[i]]] = i
+        ends[bucket[i]] += 1
+    for i in range(1, num):
+        node, at = order[i], i
+        while at and value[order[at - 1]] > value[node]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = node
+    return order
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _slowest(request: Any, gain: Any, count: int, own: Any, slowest: Any) -> None:
+    """Expected tokens of the request that keeps fewest, for each number of the first *count* nodes taken. Who keeps few
+    in the end kept no more before, so walking back needs only to look at who loses a node."""
     own[:] = 1.0
-    end = nodes = 0
-    while end < len(gain) and nodes < most:
-        if at_depth[end] <= limit:
-            own[request[end]] += gain[end]
-            nodes += 1
-        end += 1
-    slowest[end] = own.min()
-    for i in range(end - 1, -1, -1):
-        slowest[i] = slowest[i + 1]
-        if at_depth[i] <= limit:
-            own[request[i]] -= gain[i]
-            slowest[i] = min(slowest[i], own[request[i]])
+    for i in range(count):
+        own[request[i]] += gain[i]
+    slowest[count] = own.min()
+    for i in range(count - 1, -1, -1):
+        own[request[i]] -= gain[i]
+        slowest[i] = min(slowest[i + 1], own[request[i]])
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -96,8 +120,9 @@ def scan(
     row_seconds = (draft[last] - draft[1]) / (last - 1) if last > 1 else 0.0
 
     # Every node by its value, which falls along a request's chain, so that any prefix of the sorted is a plan.
-    value, place = np.empty(num * depth), np.empty(num * depth, dtype=np.int64)
-    count = num_forced = 0
+    value = np.empty(num * depth)
+    owner, place = np.empty(num * depth, dtype=np.int64), np.empty(num * depth, dtype=np.int64)
+    count, num_forced, dearest = 0, 0, worth.max()
     for r in range(num):
         room = 0
         while room < depth and gains[r, room] > 0.0:
@@ -117,125 +142,89 @@ def scan(
         for j in range(room):
             own = gains[r, j] * worth[r] - price
             if forced[r] >= 0:
-                own = FORCED - j
+                own = dearest + depth - j  # before all that are free
             elif j <= block:
                 own = mean
             value[count] = TIE * j - own
-            place[count] = r * depth + j
+            owner[count], place[count] = r, j
             count += 1
-    order = place[np.argsort(value[:count])]
-    request, gain = order // depth, np.empty(count)
-    at_depth = np.zeros(count, dtype=np.int64)  # in the draft; 0: copied by lookup
-    for i in range(count):
-        r, j = request[i], order[i] - request[i] * depth
-        gain[i] = gains[r, j]
-        at_depth[i] = j + 1 if drafted[r] else 0
-    most = len(target) - 1
+    order = _ascending(value[:count])
 
-    # What each node adds to the draft's forwards: it depends on how many of its depth come before it, and on nothing
-    # else, so that it is the same for every greatest depth.
-    extra, gained = np.zeros(count), np.empty(count)
-    rows = np.zeros(depth + 1)
+    # What each node adds to the draft's forwards depends on how many of its depth come before it, and on nothing else,
+    # so that it is the same for every greatest depth.
+    request, at_depth = owner[order], np.zeros(count, dtype=np.int64)  # in the draft; 0: copied by lookup
+    gain, gained, extra = np.empty(count), np.empty(count), np.zeros(count)
+    rows, seconds = np.zeros(depth + 1), np.zeros(depth + 1)
     least, deepest = 0, 0
     for i in range(count):
-        r, j = request[i], at_depth[i]
+        r = request[i]
+        gain[i] = gains[r, place[order[i]]]
         gained[i] = gain[i] * worth[r]
-        if j:
-            before = rows[j]
+        if drafted[r]:
+            j = place[order[i]] + 1
+            before = seconds[j]
             rows[j] += first_rows[r] if j == 1 else 1.0
-            extra[i] = _along(draft, rows[j]) - _along(draft, before) + draft_context * context[r]
+            seconds[j] = _along(draft, rows[j])
+            extra[i] = seconds[j] - before + draft_context * context[r]
+            at_depth[i] = j
             deepest = max(deepest, j)
             if i < num_forced:
                 least = max(least, j)
 
-    figures, ends = np.full((2, 5), -1.0), np.zeros((2, 2), dtype=np.int64)
-    bound = tpot_target < np.inf
-    plain, first = worth.sum(), min(num_forced, most)
-    own, slowest = np.empty(num), np.zeros(count + 1)
-    for limit in range(least, deepest + 1):
-        if bound:
-            _slowest(request, gain, at_depth, limit, most, own, slowest)
-        tokens, total, drafting, nodes = float(num), plain, False, 0
-        draft_seconds = 0.0
-        for i in range(-1, count):
-            if i >= 0:
-                if at_depth[i] > limit:
-                    continue
-                if nodes == most:
-                    break
-                drafting |= at_depth[i] > 0
-                draft_seconds += extra[i]
-                tokens += gain[i]
-                total += gained[i]
-                nodes += 1
+    # All prefixes of what is within a greatest depth, from the deepest on: each pass leaves out one depth more.
+    most, first = len(target) - 1, min(num_forced, len(target) - 1)
+    goodputs, tpots = np.full(2, -1.0), np.zeros(2)
+    ends, limits = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    is_bound, plain, left = tpot_target < np.inf, worth.sum(), count
+    passed, own, slowest = at_depth.copy(), np.empty(num), np.zeros(count + 1)
+    whose, brings, valued, costs = request.copy(), gain.copy(), gained.copy(), extra.copy()
+    for limit in range(deepest, least - 1, -1):
+        end = min(left, most)
+        if is_bound:
+            _slowest(whose, brings, end, own, slowest)
+        total, draft_seconds, kind = plain, 0.0, PLAIN
+        for nodes in range(end + 1):
+            if nodes:
+                total += valued[nodes - 1]
+                draft_seconds += costs[nodes - 1]
+                if passed[nodes - 1]:
+                    kind = DRAFTING
             if nodes < first:
                 continue
-            seconds = target[nodes] + draft_seconds
-            goodput = total / max(seconds - sunk, 1e-9)
-            tpot = seconds / slowest[i + 1] if bound else 0.0
-            kind = 1 if drafting else 0
-            if _is_better(goodput, tpot, figures[kind, GOODPUT], figures[kind, TPOT], tpot_target):
-                figures[kind] = (tokens, total, seconds, goodput, tpot)
-                ends[kind] = (i + 1, limit)
+            took = target[nodes] + draft_seconds
+            goodput = total / max(took - sunk, 1e-9)
+            tpot = took / slowest[nodes] if is_bound else 0.0
+            if _is_better(goodput, tpot, goodputs[kind], tpots[kind], tpot_target):
+                goodputs[kind], tpots[kind], ends[kind], limits[kind] = goodput, tpot, nodes, limit
+        stay = 0
+        for i in range(left):
+            whose[stay], brings[stay], valued[stay] = whose[i], brings[i], valued[i]
+            costs[stay], passed[stay] = costs[i], passed[i]
+            stay += passed[i] < limit
+        left = stay
 
-    lengths = np.zeros((2, num), dtype=np.int64)
-    for kind in range(2):
-        for i in range(ends[kind, 0]):
-            lengths[kind, request[i]] += at_depth[i] <= ends[kind, 1]
+    figures, lengths = np.full((2, 5), -1.0), np.zeros((2, num), dtype=np.int64)
+    for kind in (PLAIN, DRAFTING):
+        if goodputs[kind] < 0.0:
+            continue
+        tokens, total, draft_seconds, nodes = float(num), plain, 0.0, 0
+        for i in range(count):
+            if nodes == ends[kind]:
+                break
+            if at_depth[i] <= limits[kind]:
+                lengths[kind, request[i]] += 1
+                tokens += gain[i]
+                total += gained[i]
+                draft_seconds += extra[i]
+                nodes += 1
+        figures[kind] = (tokens, total, target[nodes] + draft_seconds, goodputs[kind], tpots[kind])
     return lengths, figures
 
 
 @njit(
-    "boolean[:,::1](float64[:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1], float64[::1], "
-    "float64[::1], float64, float64)",
-    cache=True,
-    error_model="numpy",
-)  # type: ignore[untyped-decorator]
-def _assignments(
-    draft: Any,
-    lookup: Any,
-    worth: Any,
-    first_rows: Any,
-    context: Any,
-    target: Any,
-    forwards: Any,
-    draft_context: float,
-    rate: float,
-) -> Any:
-    """Ways to give each request one proposer [W, R], True for the draft."""
-    num, depth = draft.shape
-    can_draft, can_copy = draft[:, 0] > 0.0, lookup[:, 0] > 0.0
-    torn = np.flatnonzero(can_draft & can_copy)
-    if not can_copy.any() or not can_draft.any():
-        return can_draft.copy().reshape(1, num)
-    if len(torn) <= FEW_TORN:
-        ways = np.empty((1 << len(torn), num), dtype=np.bool_)
-        for way in range(len(ways)):
-            ways[way] = can_draft
-            for i in range(len(torn)):
-                ways[way, torn[i]] = (way >> (len(torn) - 1 - i)) & 1 == 1
-        return ways
-    # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope;
-    # and nobody by the draft, whose forwards may cost more than they bring.
-    nodes = min(len(target) - 1, 4 * num)
-    slope = (target[nodes] - target[0]) / max(1, nodes)
-    row = (forwards[num + 1] - forwards[1]) / num
-    ways = np.zeros((2, num), dtype=np.bool_)
-    for r in range(num):
-        drafted = copied = 0.0
-        by_draft, by_lookup = -np.inf, -np.inf
-        for j in range(depth):
-            drafted += draft[r, j] * worth[r] - rate * (slope + row + draft_context * context[r])
-            copied += lookup[r, j] * worth[r] - rate * slope
-            by_draft, by_lookup = max(by_draft, drafted), max(by_lookup, copied)
-        late = rate * row * (first_rows[r] - 1.0)
-        ways[0, r] = can_draft[r] and not (can_copy[r] and by_lookup >= by_draft - late)
-    return ways
-
-
-@njit(
-    "Tuple((int64[::1], boolean[::1], UniTuple(float64, 5)))(float64[:,::1], float64[:,::1], float64[::1], int64[::1], "
-    "float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, float64, float64, float64, boolean)",
+    "Tuple((int64[::1], boolean[::1], UniTuple(float64, 5), float64))(float64[:,::1], float64[:,::1], boolean[:,::1], "
+    "float64[::1], float64[::1], int64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, "
+    "float64, float64, boolean)",
     cache=True,
     error_model="numpy",
     nogil=True,
@@ -243,6 +232,8 @@ def _assignments(
 def search(
     draft: Any,
     lookup: Any,
+    ways: Any,
+    rates: Any,
     worth: Any,
     forced: Any,
     first_rows: Any,
@@ -252,41 +243,31 @@ def search(
     draft_context: float,
     sunk: float,
     tpot_target: float,
-    rate: float,
     margin: float,
     drafting: bool,
 ) -> Any:
-    """`goodput.optimise` on arrays: the best of `scan` over some assignments of proposers to requests.
+    """The best of `scan` over *ways* [W, R] to give each request one proposer (True: the draft), each with a guess of
+    the goodput in `rates` [W]; the rest as there and in `goodput.optimise`.
 
-    Returns lengths [R], who is assigned to the draft [R], and the plan's figures. `target` [B + 1] bounds the plan's
-    nodes, `forwards[n]` are seconds of a draft forward of n rows.
+    Returns lengths [R], who is assigned to the draft [R], the plan's figures, and the greatest goodput met at all.
     """
     num, depth = draft.shape
-    may_differ = first_rows.max() > 2.0 or draft_context > 0.0 or (lookup[:, 0] > 0.0).any()
-    best = np.full((2, 5), -1.0)
-    lengths = np.zeros((2, num), dtype=np.int64)
-    assigned = np.zeros((2, num), dtype=np.bool_)
-    reached = -1.0
-    for attempt in range(2):
-        guess = reached if attempt else rate
-        ways = _assignments(draft, lookup, worth, first_rows, context, target, forwards, draft_context, guess)
-        for w in range(len(ways)):
-            way, gains = ways[w], np.empty((num, depth))
-            for r in range(num):
-                gains[r] = draft[r] if way[r] else lookup[r]
-            reach, figures = scan(
-                gains, worth, way, forced, first_rows, context, target, forwards, draft_context, sunk, tpot_target,
-                guess,
-            )  # fmt: skip
-            for kind in (PLAIN, DRAFTING):
-                if figures[kind, GOODPUT] >= 0.0:
-                    reached = max(reached, figures[kind, GOODPUT])
-                    if _is_better(
-                        figures[kind, GOODPUT], figures[kind, TPOT], best[kind, GOODPUT], best[kind, TPOT], tpot_target
-                    ):
-                        best[kind], lengths[kind], assigned[kind] = figures[kind], reach[kind], way
-        if not may_differ or 1.0 / GOOD_GUESS < reached / rate < GOOD_GUESS:
-            break
+    best, reached = np.full((2, 5), -1.0), -1.0
+    lengths, assigned = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
+    for w in range(len(ways)):
+        way, gains = ways[w], np.empty((num, depth))
+        for r in range(num):
+            gains[r] = draft[r] if way[r] else lookup[r]
+        found, figures = scan(
+            gains, worth, way, forced, first_rows, context, target, forwards, draft_context, sunk, tpot_target, rates[w]
+        )
+        for kind in (PLAIN, DRAFTING):
+            goodput, tpot = figures[kind, GOODPUT], figures[kind, TPOT]
+            if goodput < 0.0:
+                continue
+            reached = max(reached, goodput)
+            if _is_better(goodput, tpot, best[kind, GOODPUT], best[kind, TPOT], tpot_target):
+                best[kind], lengths[kind], assigned[kind] = figures[kind], found[kind], way
     stay, leave = (DRAFTING, PLAIN) if drafting else (PLAIN, DRAFTING)
     kept, kept_tpot = best[stay, GOODPUT], best[stay, TPOT]
     other, other_tpot = best[leave, GOODPUT], best[leave, TPOT]
@@ -297,5 +278,6 @@ def search(
     else:
         goes = other > kept * (1.0 + margin)
     chosen = leave if goes else stay
-    found = best[chosen]
-    return lengths[chosen], assigned[chosen], (found[TOKENS], found[WORTH], found[SECONDS], found[GOODPUT], found[TPOT])
+    plan = best[chosen]
+    figures = (plan[TOKENS], plan[WORTH], plan[SECONDS], plan[GOODPUT], plan[TPOT])
+    return lengths[chosen], assigned[chosen], figures, reached

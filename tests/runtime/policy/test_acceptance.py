@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smartspec.policy.acceptance import DRAFT, AcceptanceModel, row_of
+from smartspec.policy.acceptance import VERIFIER, AcceptanceModel, row_of
 from smartspec.policy.settings import AcceptancePrior
 from smartspec.policy.types import Proposer, RequestOutcome, Verifier
 
@@ -28,8 +28,8 @@ def rates(model: AcceptanceModel, proposer: Proposer = "draft", verifier: Verifi
 
 def survival(model: AcceptanceModel, requests: list[str], depth: int) -> np.ndarray:
     """Chances of greedy requests' drafted tokens."""
-    rows = np.full(len(requests), row_of("draft", "greedy"))
-    return model.survival(DRAFT, rows, model.slots_of(requests), np.full(len(requests), depth), depth)
+    none = np.zeros(len(requests), dtype=np.intp)
+    return model.survival(none + VERIFIER["greedy"], none, model.slots_of(requests), none + depth, none, depth)[0]
 
 
 def test_positions_after_the_first_rejection_are_no_trials() -> None:

@@ -1,18 +1,24 @@
 """The compiled loops say what the plain formulas say, to the last digits, whatever has happened before."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import policy_reference as reference
-from smartspec.policy.acceptance import DRAFT, LOOKUP, VERIFIERS, AcceptanceModel, row_of
+from smartspec import policy
+from smartspec.policy.acceptance import AcceptanceModel, row_of
+from smartspec.policy.chances import DRAFT, LOOKUP, PROPOSERS, VERIFIERS
 from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import HALF_OCTAVES, LINE, Regressors
 from smartspec.policy.goodput import Problem, optimise
 from smartspec.policy.kalman import learn
 from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.regression import Coefficients
+from smartspec.policy.scan import _ascending
 from smartspec.policy.types import BatchState, Candidate, RequestOutcome, StepFeatures, StepSeconds
 from smartspec.policy.uniform import evaluate
 from smartspec.policy.worth import long_run_worth
@@ -96,13 +102,15 @@ def test_evidence_is_counted_by_the_book(seed: int) -> None:
         model.observe(outcomes, kept)
         plain.observe(outcomes, kept)
     assert model.rates == close(plain.rates())
-    names, caps = [f"r{i}" for i in range(14)], random.integers(0, 9, 14)
-    for number, proposer in ((DRAFT, "draft"), (LOOKUP, "lookup")):
-        rows = np.array([row_of(proposer, VERIFIERS[i % 3], i) for i in range(14)])
-        found = model.survival(number, rows, model.slots_of(names), caps, 6)
-        between = model._own.spread(number) ** 2
-        for got, row, name, cap in zip(found, rows, names, caps, strict=True):
-            assert got == close(plain.survival(proposer, row, name, between, cap, 6))
+    names = [f"r{i}" for i in range(14)]
+    verifiers, matches = np.arange(14) % 3, random.integers(0, 14, 14)
+    drafts, copies = random.integers(0, 9, (2, 14))
+    found = model.survival(verifiers, matches, model.slots_of(names), drafts, copies, 6)
+    for proposer, caps, chances in ((DRAFT, drafts, found[0]), (LOOKUP, copies, found[1])):
+        between = model._own.spread(proposer) ** 2
+        for i, name in enumerate(names):
+            row = row_of(PROPOSERS[proposer], VERIFIERS[verifiers[i]], matches[i])
+            assert chances[i] == close(plain.survival(PROPOSERS[proposer], row, name, between, caps[i], 6))
 
 
 def case(random: np.random.Generator, num: int) -> tuple[Problem, Costs]:
@@ -156,3 +164,40 @@ def test_a_plan_s_price_and_worth_are_the_sums(seed: int, num: int) -> None:
     assert figures == close(reference.evaluate(problem, costs, lengths, uses_draft))
     worth = long_run_worth(problem.draft, problem.lookup, costs)
     assert worth == close(reference.long_run_worth(problem.draft, problem.lookup, costs))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=SEEDS, num=st.integers(0, 200), kind=st.sampled_from(["spread", "crowded", "few"]))
+def test_buckets_sort(seed: int, num: int, kind: str) -> None:
+    """Values of all sorts come in order, and equal ones in the order they came."""
+    random = np.random.default_rng(seed)
+    value = {
+        "spread": random.uniform(-3, 1, num),
+        "crowded": random.normal(0, 1e-6, num) + 1e6 * (random.random(num) < 0.02),
+        "few": random.integers(0, 4, num) * 0.1,
+    }[kind]
+    assert _ascending(value).tolist() == np.argsort(value, kind="stable").tolist()
+
+
+MODULES = sorted(path for path in Path(policy.__path__[0]).glob("*.py") if "@njit" in path.read_text())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_compiled_functions_use_nothing_of_other_files(path: Path) -> None:
+    """numba asks only a function's own file whether the code it has on disk is up to date: a constant or function of
+    another one could change unnoticed."""
+    tree = ast.parse(path.read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smartspec")
+        for alias in node.names
+    }
+    compiled = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and any("njit" in ast.dump(mark) for mark in node.decorator_list)
+    ]
+    assert compiled
+    used = {node.id for function in compiled for node in ast.walk(function) if isinstance(node, ast.Name)}
+    assert not used & imported
