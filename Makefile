@@ -18,7 +18,7 @@ READY  := $(VENV)/.ready
 TARGET := .cache/models/stdlib-target-190m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-paper bench-peers bench-engine bench-regret soak clean
+.PHONY: help setup demo test check bench bench-paper bench-peers bench-engine bench-regret page-picture soak clean
 
 help: ## list the targets
 	@sed -n '3,7s/^#  //p' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-engine: $(READY) $(TARGET)/model.safetensors ## the engine's step, part by
 
 bench-regret: $(READY) ## the policy against the best fixed length in simulated worlds; BENCH='--seeds 8'
 	@$(BIN)/python benchmarks/regret.py $(BENCH)
+
+page-picture: $(READY) ## docs/page.png: the page of a real server under load, in a headless browser
+	@SMARTSPEC_PAGE_PICTURE=docs/page.png $(BIN)/pytest -q -n 0 tests/e2e/test_page.py -k working
 
 soak: $(READY) ## the long tests
 	@VENV="$(VENV)" scripts/test soak

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from smartspec.loadgen.arrivals import turns
 from smartspec_bench import paper_report
-from smartspec_bench.arrivals import turns
 from smartspec_bench.load import Job, LoadError, open_loop
 from smartspec_bench.prompts import ROOT, code
 from smartspec_bench.record import Record, RecordError, versions_of

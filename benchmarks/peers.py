@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smartspec.loadgen.arrivals import Phase, poisson, turns
 from smartspec_bench import peers_report, vllm_peer
-from smartspec_bench.arrivals import Phase, poisson, turns
 from smartspec_bench.load import Job, LoadError, open_loop
 from smartspec_bench.prompts import ROOT, code
 from smartspec_bench.record import Record, RecordError, versions_of

@@ -18,6 +18,7 @@ from smartspec.scheduling.client import (
     QueueFullError,
     ScoredToken,
     StalePolicyError,
+    StepExplanation,
 )
 from smartspec.scheduling.grammar import Grammar, GrammarError, GrammarSpec
 from smartspec.scheduling.output import StepStats
@@ -193,6 +194,9 @@ class FakeEngine:
                 prompt_logprobs=_scored(request.prompt_token_ids[1:], sampling.prompt_logprobs) if first else (),
                 finish_reason=("stop" if sequence.text == self._answer else "length") if done else None,
                 num_cached_tokens=self._num_cached_tokens,
+                explanation=StepExplanation("draft", 3, len(text) - 1, tuple(text))
+                if request.speculation.explain
+                else None,
             )
         )  # fmt: skip
         return len(text)

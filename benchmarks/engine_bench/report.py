@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine_bench.neighbours import NOTABLE
-from smartspec_bench.estimates import Ratio
+from smartspec.loadgen.estimates import Ratio
 
 
 @dataclass(frozen=True)

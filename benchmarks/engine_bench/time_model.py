@@ -20,10 +20,10 @@ from engine_bench.report import Check, Part, as_ratio, shown
 from engine_bench.timing import PausableClock, deviation
 from smartspec.async_engine.thread import LoadedEngine
 from smartspec.execution.proposers import Drafts
+from smartspec.loadgen.estimates import RESAMPLES, Ratio
 from smartspec.policy.latency import model_of
 from smartspec.policy.settings import PolicySettings
 from smartspec.scheduling.output import ModelRunnerOutput, SchedulerOutput
-from smartspec_bench.estimates import RESAMPLES, Ratio
 from smartspec_bench.prompts import code
 
 LEARNING = 200

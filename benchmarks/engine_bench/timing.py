@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from smartspec_bench.estimates import RESAMPLES, Ratio
+from smartspec.loadgen.estimates import RESAMPLES, Ratio
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,8 @@
-"""What a server says of itself: the counters of `/metrics`, ours and vLLM's, and our `/speculation`."""
+"""What a result keeps of `/speculation`."""
 
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
-
-from prometheus_client.parser import text_string_to_metric_families
-
-PREFIXES = (
-    "smartspec_",
-    "vllm:spec_decode_",
-    "vllm:generation_tokens",
-    "vllm:num_preemptions",
-    "vllm:prefix_cache_",
-    "vllm:iteration_tokens",
-)
-IDENTITY = frozenset({"model_name", "engine"})
-"""Labels that only say whose counter it is."""
-
-
-def counters(text: str) -> dict[str, float]:
-    """Counters, and histograms' sums and counts, by name with its labels, of an exposition."""
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        if not family.name.startswith(PREFIXES) or family.type not in ("counter", "histogram"):
-            continue
-        for sample in family.samples:
-            if sample.name.endswith(("_total", "_sum", "_count")):
-                labels = [f"{name}={value}" for name, value in sorted(sample.labels.items()) if name not in IDENTITY]
-                key = f"{sample.name}{{{','.join(labels)}}}" if labels else sample.name
-                values[key] = values.get(key, 0.0) + sample.value
-    return values
-
-
-def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """What was counted in between, without what was not."""
-    return {
-        name: round(value - before.get(name, 0.0), 6) for name, value in after.items() if value != before.get(name, 0.0)
-    }
 
 
 def condensed(speculation: Mapping[str, Any]) -> dict[str, Any]:

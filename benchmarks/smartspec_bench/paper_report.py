@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from smartspec_bench.estimates import Ratio, best_in_hindsight, ratio
+from smartspec.loadgen.estimates import Ratio, best_in_hindsight, ratio
 from smartspec_bench.paper_figure import draw
 from smartspec_bench.record import Record
 from smartspec_bench.scenarios import ALONE

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from smartspec_bench.estimates import Ratio, ratio
+from smartspec.loadgen.estimates import Ratio, ratio
 from smartspec_bench.record import Record
 from smartspec_bench.session import rounds_of, share_of_others
 

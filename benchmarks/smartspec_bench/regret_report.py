@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from smartspec_bench.estimates import Ratio, ratio
+from smartspec.loadgen.estimates import Ratio, ratio
 from smartspec_bench.record import Record
 from smartspec_bench.regret_worlds import WORLDS
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from smartspec_bench.arrivals import Phase, poisson
+from smartspec.loadgen.arrivals import Phase, poisson
 from smartspec_bench.load import Job, Run, closed_loop, open_loop
 from smartspec_bench.prompts import Workload, code, edit, sampled
 from smartspec_bench.servers import Server

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from smartspec_bench.exposition import condensed, counters, difference
+from smartspec.loadgen.counters import counters, difference
+from smartspec_bench.exposition import condensed
 from smartspec_bench.load import Run
 from smartspec_bench.prompts import ROOT
 from smartspec_bench.record import Record, machine_slug

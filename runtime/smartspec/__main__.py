@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_with_request_id)
     try:
-        status = {"serve": _serve_until_stopped, "replay": _replay, "selftest": _selftest}[parsed.command](parsed)
+        commands = {"serve": _serve_until_stopped, "replay": _replay, "selftest": _selftest, "bench": _bench}
+        status = commands[parsed.command](parsed)
     except ConfigError as error:
         status = _complain(error, 2)
     except (OSError, ValueError, RuntimeError) as error:  # what files, ports and models have to say
@@ -81,7 +82,7 @@ def _replay(parsed: argparse.Namespace) -> int:
 def _selftest(parsed: argparse.Namespace) -> int:
     """Print what was found; progress goes to stderr."""
     # Imported here: torch takes seconds, and the other commands open ports, or need none of it.
-    from smartspec.selftest.prompts import texts
+    from smartspec.loadgen.prompts import texts
     from smartspec.selftest.suite import QUICK, Effort, selftest
 
     logging.getLogger().setLevel(logging.WARNING)
@@ -94,6 +95,18 @@ def _selftest(parsed: argparse.Namespace) -> int:
     report = selftest(config, prompts, QUICK if parsed.quick else Effort(), say)
     print(report.as_json().decode() if parsed.json else report.as_table(), flush=True)
     return 0 if report.is_ok else 1
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    """Load a server, and print what came of it; progress goes to stderr."""
+    from smartspec.loadgen.arguments import bench_options
+
+    options = bench_options(parsed)
+    try:
+        from smartspec.loadgen.bench import bench
+    except ImportError as error:
+        raise ConfigError(f"bench needs {error.name}: install 'smartspec[bench]'") from None
+    return bench(options)
 
 
 def _serve_until_stopped(parsed: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from smartspec.config import (
     TraceConfig,
     Verification,
 )
+from smartspec.loadgen.arguments import add_bench
 from smartspec.policy.settings import PolicySettings, decode_settings
 from smartspec.server_arguments import add_server, server_config
 
@@ -43,30 +44,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"smartspec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(
-        commands.add_parser(
-            "serve",
-            help="serve a model over an OpenAI-compatible HTTP endpoint",
-            formatter_class=_Help,
-            allow_abbrev=False,  # a flag to come must not change what an abbreviation means
-        )
-    )
-    _add_replay(
-        commands.add_parser(
-            "replay",
-            help="take a recorded run (serve --trace) through other settings of the policy",
-            formatter_class=_Help,
-            allow_abbrev=False,
-        )
-    )
-    _add_selftest(
-        commands.add_parser(
-            "selftest",
-            help="check and measure a model, and what speculation brings it, on this machine",
-            formatter_class=_Help,
-            allow_abbrev=False,
-        )
-    )
+    for name, add, text in (
+        ("serve", _add_serve, "serve a model over an OpenAI-compatible HTTP endpoint"),
+        ("replay", _add_replay, "take a recorded run (serve --trace) through other settings of the policy"),
+        ("selftest", _add_selftest, "check and measure a model, and what speculation brings it, on this machine"),
+        ("bench", add_bench, "load any OpenAI-compatible server and time its answers"),
+    ):
+        # No abbreviations: a flag to come must not change what one means.
+        add(commands.add_parser(name, help=text, formatter_class=_Help, allow_abbrev=False))
     return parser.parse_args(argv)
 
 

@@ -102,6 +102,7 @@ class ServerConfig:
     send_timeout_seconds: float = 60.0
     request_timeout_seconds: float | None = None
     otlp_endpoint: str | None = None
+    page: bool = False
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1:

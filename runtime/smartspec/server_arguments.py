@@ -15,6 +15,7 @@ def add_server(serve: argparse.ArgumentParser) -> None:
     group.add_argument("--served-name", help="the model id clients use; the last part of TARGET if not given")
     group.add_argument("--host", default=server.host, help="address of the public port")
     group.add_argument("--port", type=port, default=server.port, help="0: any free one")
+    group.add_argument("--page", action="store_true", help="show the page at / of the public port too, to anybody")
     group.add_argument("--admin-host", default=server.admin_host, help="address of the admin port")
     group.add_argument("--admin-port", type=port, default=server.admin_port, help="0: any free one")
     group.add_argument(
@@ -80,6 +81,7 @@ def server_config(arguments: argparse.Namespace, environment: Mapping[str, str])
     return ServerConfig(
         host=arguments.host,
         port=arguments.port,
+        page=arguments.page,
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         api_key=key("api_key", None, environment.get("SMARTSPEC_API_KEY")),

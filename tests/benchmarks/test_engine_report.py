@@ -16,12 +16,12 @@ from engine_bench.bench import segments
 from engine_bench.limit import work
 from engine_bench.report import Check, Part, table
 from smartspec.execution.paged_model import PagedModel
+from smartspec.loadgen.estimates import Ratio
 from smartspec.policy.controller import SpeculationPolicy
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Decision
 from smartspec.scheduling.output import ScheduledRequest, SchedulerOutput
 from smartspec.scheduling.request import SamplingParams
-from smartspec_bench.estimates import Ratio
 
 
 @pytest.mark.parametrize(

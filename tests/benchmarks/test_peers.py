@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from smartspec.loadgen.counters import counters, difference
 from smartspec_bench import peers_report, vllm_peer
-from smartspec_bench.exposition import counters, difference
 
 EXPOSITION = """\
 # TYPE vllm:spec_decode_num_accepted_tokens_per_pos_total counter

@@ -70,6 +70,21 @@ class Detokenizer:
             return Piece("".join(parts), len(token_ids), stopped)
         return Piece("".join(parts), len(token_ids))
 
+    def push_each(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> list[Piece]:
+        """What `push` gives, token by token: as many pieces as tokens belong to the output."""
+        pieces: list[Piece] = []
+        for count, token_id in enumerate(token_ids, 1):
+            pieces.append(self.push((token_id,), finish_reason if count == len(token_ids) else None))
+            if pieces[-1].stopped:
+                break
+        return pieces
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """All of *pieces* as one."""
+    text = "".join(piece.text for piece in pieces)
+    return Piece(text, sum(piece.num_tokens for piece in pieces), pieces[-1].stopped)
+
 
 class _GrowingText:
     """Text of a growing sequence of tokens, given out in whole characters."""

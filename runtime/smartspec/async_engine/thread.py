@@ -1,16 +1,16 @@
 """The engine's own thread: takes commands between steps, steps, turns tokens into text, and reports once per step."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from smartspec.async_engine.detokenizer import Detokenizer
+from smartspec.async_engine.detokenizer import Detokenizer, Piece, joined
 from smartspec.async_engine.token_texts import TokenTexts
 from smartspec.engine import Engine
 from smartspec.policy.settings import PolicySettings, Priors
-from smartspec.scheduling.client import EngineInfo, GenerationDelta, Tokenizer
+from smartspec.scheduling.client import EngineInfo, GenerationDelta, StepExplanation, Tokenizer
 from smartspec.scheduling.grammar import Grammar, GrammarSpec
 from smartspec.scheduling.output import RequestOutput, StepStats
 from smartspec.scheduling.request import Request
@@ -190,7 +190,12 @@ class EngineThread(Generic[D]):
     def _delta(self, output: RequestOutput) -> GenerationDelta:
         """The text of *output*; a stop string in it ends the request before the next step."""
         request, detokenizer = self._requests[output.request_id]
-        piece = detokenizer.push(output.new_token_ids, output.finish_reason)
+        pieces: Sequence[Piece] = ()
+        if request.speculation.explain:
+            pieces = detokenizer.push_each(output.new_token_ids, output.finish_reason)
+            piece = joined(pieces)
+        else:
+            piece = detokenizer.push(output.new_token_ids, output.finish_reason)
         finish_reason = output.finish_reason
         num_past = len(output.new_token_ids) - piece.num_tokens
         num_generated = request.num_output_tokens - num_past
@@ -216,8 +221,14 @@ class EngineThread(Generic[D]):
             num_prediction_accepted=request.num_prediction_accepted,
             num_prediction_rejected=request.num_prediction_rejected,
             queue_seconds=request.queue_seconds,
+            explanation=_explanation(output, pieces) if request.speculation.explain else None,
         )
 
     def _learned(self) -> Learned:
         self._learned_at = self._clock()
         return Learned(self._policy.priors(), self._policy.explain())
+
+
+def _explanation(output: RequestOutput, pieces: Sequence[Piece]) -> StepExplanation:
+    accepted = min(output.num_accepted, len(pieces))
+    return StepExplanation(output.proposer, output.num_drafted, accepted, tuple(piece.text for piece in pieces))

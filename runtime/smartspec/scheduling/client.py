@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
+from smartspec.policy.types import Proposer
 from smartspec.scheduling.grammar import Grammar, GrammarSpec
-from smartspec.scheduling.output import StepStats
+from smartspec.scheduling.output import CopySource, StepStats
 from smartspec.scheduling.request import FinishReason, LogitRule, SamplingParams, SpeculationParams
 
 
@@ -61,6 +62,19 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class StepExplanation:
+    """Where one step's tokens came from: of `num_drafted` proposed by `proposer` the first `num_accepted` tokens were
+    kept, the others are the target's own. `pieces` has one text for each token; joined they are the delta's text. A
+    token that ends inside a character, or may begin a stop string, has none: the text comes with a later token.
+    """
+
+    proposer: Proposer | CopySource | None
+    num_drafted: int
+    num_accepted: int
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredToken:
     """A token with what the model itself says of it: log probability, rank (1: most probable), and the most probable
     tokens at its place, as many as were asked for, each as (id, text, log probability)."""
@@ -80,7 +94,7 @@ class GenerationDelta:
     `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
     `num_cached_tokens` of the prompt were found computed. It waited `queue_seconds` for its first step.
     `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
-    prompt from its second token on. Of the tokens drafted from the client's
+    prompt from its second token on. `explanation` is there when that was. Of the tokens drafted from the client's
     prediction so far, `num_prediction_accepted` were kept and `num_prediction_rejected` were not.
     """
 
@@ -92,9 +106,10 @@ class GenerationDelta:
     prompt_logprobs: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    queue_seconds: float = 0.0
     num_prediction_accepted: int = 0
     num_prediction_rejected: int = 0
-    queue_seconds: float = 0.0
+    explanation: StepExplanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,9 @@ class ModelRunnerOutput:
 
 
 class RequestOutput(Struct, frozen=True, gc=False):
-    """New tokens of one request after a step, and its end if it came. With the first ones comes what was
-    asked of the prompt's tokens, from the second on (nothing foretells the first)."""
+    """New tokens of one request after a step, and its end if it came. The first `num_accepted` of them were proposed,
+    by `proposer`; the others are the target's own. With the first ones comes what was asked of the prompt's tokens,
+    from the second on (nothing foretells the first)."""
 
     request_id: str
     new_token_ids: tuple[int, ...]

@@ -73,10 +73,12 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SpeculationParams:
-    """The request field `speculation`: *mode*, and with `fixed` (or as a ceiling with `auto`) *max_tokens*."""
+    """The request field `speculation`: *mode*, and with `fixed` (or as a ceiling with `auto`) *max_tokens*. *explain*
+    asks who proposed which token."""
 
     mode: SpeculationMode = "auto"
     max_tokens: int | None = None
+    explain: bool = False
 
 
 class TokenLogprob(Struct, frozen=True, gc=False):

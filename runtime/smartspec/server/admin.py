@@ -1,4 +1,5 @@
-"""The admin port: load, policy, drain. It stands in no Service; the operator talks to each replica through it."""
+"""The admin port: load, policy, drain, and the page that shows them. It stands in no Service; the operator talks to
+each replica through it."""
 
 import ipaddress
 import logging
@@ -13,6 +14,7 @@ from smartspec.server.context import CONTEXT, Context
 from smartspec.server.errors import ApiError, answer_errors, validation_error
 from smartspec.server.exchange import add_headers, observed, receive
 from smartspec.server.keys import KeyRing
+from smartspec.server.page.routes import STATIC_PATHS, add_admin_page, refuse_other_sites
 from smartspec.server.public import health, json_response, ready, require_key, show_metrics
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ def admin_app(context: Context, config: ServerConfig) -> web.Application:
         middlewares=[
             observed(context),
             answer_errors,
-            require_key(KeyRing.of(config.admin_key, None), open_paths=OPEN_PATHS),
+            refuse_other_sites,
+            require_key(KeyRing.of(config.admin_key, None), open_paths=OPEN_PATHS | STATIC_PATHS),
         ],
         client_max_size=config.max_body_bytes,
     )
@@ -44,6 +47,7 @@ def admin_app(context: Context, config: ServerConfig) -> web.Application:
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
+    add_admin_page(app)
     add_headers(app, lambda: False)
     return app
 

@@ -50,6 +50,7 @@ class Choice:
     num_prediction_rejected: int = 0
     num_generation_tokens: int = 0
     finish_reason: str | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Shape(Protocol):
@@ -165,7 +166,8 @@ async def _without_output(generation: Generation) -> Deltas:
     """The same deltas as of a request that generates nothing."""
     async for index, delta in generation:
         reason = "length" if delta.finish_reason == "stop" else delta.finish_reason
-        yield index, replace(delta, text="", token_ids=(), logprobs=(), num_generation_tokens=0, finish_reason=reason)
+        nothing = replace(delta, text="", token_ids=(), logprobs=(), num_generation_tokens=0, explanation=None)
+        yield index, replace(nothing, finish_reason=reason)
 
 
 def _best(choices: list[Choice], per_prompt: int, n: int) -> list[Choice]:
@@ -185,6 +187,8 @@ def _whole(shape: Shape, choices: Sequence[Choice], prompts: Sequence[Sequence[i
     """The complete answer with what both endpoints add to a choice; with *prompts*, token ids too."""
     whole = shape.whole(choices)
     for index, (written, choice) in enumerate(zip(whole["choices"], choices, strict=True)):
+        if choice.steps:
+            written["speculation"] = {"steps": choice.steps}
         if prompts is not None:
             written |= {"prompt_token_ids": prompts[index], "token_ids": choice.token_ids}
     return whole
@@ -216,6 +220,7 @@ async def _send_events(
             delta.text
             or delta.logprobs
             or delta.finish_reason
+            or delta.explanation
             or (prompt_token_ids is not None and delta.token_ids)
             or options.continuous_usage_stats
         ):
@@ -225,6 +230,8 @@ async def _send_events(
                 if not first_sent[index]:
                     chunk["choices"][0]["prompt_token_ids"] = prompt_token_ids[index]
                 first_sent[index] = True
+            if steps := _steps(delta):
+                chunk["choices"][0]["speculation"] = {"steps": steps}
             yield chunk
 
     try:
@@ -256,6 +263,7 @@ def _take(choice: Choice, delta: GenerationDelta) -> None:
     choice.token_ids += delta.token_ids
     choice.logprobs += delta.logprobs
     choice.prompt_logprobs = choice.prompt_logprobs or delta.prompt_logprobs
+    choice.steps += _steps(delta)
 
 
 def _count(choice: Choice, delta: GenerationDelta) -> None:
@@ -268,6 +276,22 @@ def _count(choice: Choice, delta: GenerationDelta) -> None:
     choice.num_prediction_rejected = delta.num_prediction_rejected
     choice.num_generation_tokens = delta.num_generation_tokens
     choice.finish_reason = delta.finish_reason
+
+
+def _steps(delta: GenerationDelta) -> list[dict[str, Any]]:
+    """What `speculation.explain` asks for, of the one step that *delta* is: the first `accepted` of its tokens were
+    proposed by `proposer`, the others are the target's own."""
+    step = delta.explanation
+    if step is None:
+        return []
+    return [
+        {
+            "proposer": step.proposer,
+            "drafted": step.num_drafted,
+            "accepted": step.num_accepted,
+            "tokens": step.pieces,
+        }
+    ]
 
 
 def _event(chunk: dict[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from smartspec.server.exchange import BodyBudget, SpanRecorder, receive
 from smartspec.server.exposition import Exposition
 from smartspec.server.keys import KeyRing
 from smartspec.server.lifecycle import Lifecycle
+from smartspec.server.page.history import History
 from smartspec.server.protocol import decode_body
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Context:
     lifecycle: Lifecycle
     exposition: Exposition
     clock: Callable[[], float] = time.monotonic
+    history: History = field(default_factory=History)
     config: ServerConfig = ServerConfig()
     keys: KeyRing = field(default_factory=KeyRing)
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(ServerConfig().max_held_body_bytes))

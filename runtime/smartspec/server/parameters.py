@@ -98,7 +98,7 @@ def speculation_params(body: GenerationBody) -> SpeculationParams:
     if wish.mode == "fixed" and wish.max_tokens is None:
         message = "speculation.max_tokens is required when speculation.mode is fixed"
         raise ApiError(400, message, param="speculation.max_tokens")
-    return SpeculationParams(wish.mode, wish.max_tokens)
+    return SpeculationParams(wish.mode, wish.max_tokens, wish.explain)
 
 
 def room_for_answer(info: EngineInfo, num_prompt_tokens: int, max_tokens: int | None, *, param: str) -> int:

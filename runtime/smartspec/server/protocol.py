@@ -27,7 +27,8 @@ class StreamOptions(Struct, frozen=True):
 
 
 class SpeculationBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """How this one request wants to be speculated upon: with `auto`, *max_tokens* is a ceiling."""
+    """How this one request wants to be speculated upon: with `auto`, *max_tokens* is a ceiling. With *explain* each
+    choice says, step by step, who proposed its tokens."""
 
     mode: Annotated[
         Literal["auto", "off", "fixed"], Meta(description="The policy decides, nothing is drafted, or max_tokens are.")
@@ -35,6 +36,7 @@ class SpeculationBody(Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=32)] | None, Meta(description="With fixed: the length; with auto: a ceiling.")
     ] = None
+    explain: Annotated[bool, Meta(description="Say step by step who proposed each choice's tokens.")] = False
 
 
 class GenerationBody(StructuredFields, kw_only=True):

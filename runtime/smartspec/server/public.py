@@ -19,6 +19,7 @@ from smartspec.server.errors import ApiError, Handler, answer_errors
 from smartspec.server.exchange import add_headers, exchange_of, observed
 from smartspec.server.exposition import CONTENT_TYPE
 from smartspec.server.keys import KeyRing
+from smartspec.server.page.routes import PAGE_PATHS, add_public_page
 from smartspec.server.parameters import beside_the_loop, check_model, check_vocabulary, encode
 from smartspec.server.protocol import DetokenizeBody, TokenizeBody
 
@@ -28,8 +29,9 @@ OPENAPI = web.AppKey("openapi", bytes)
 
 def public_app(context: Context, config: ServerConfig) -> web.Application:
     """The application behind the public port."""
+    open_paths = OPEN_PATHS | PAGE_PATHS if config.page else OPEN_PATHS
     app = web.Application(
-        middlewares=[observed(context), answer_errors, require_key(context.keys, open_paths=OPEN_PATHS)],
+        middlewares=[observed(context), answer_errors, require_key(context.keys, open_paths=open_paths)],
         client_max_size=config.max_body_bytes,
     )
     app[CONTEXT] = context
@@ -45,9 +47,11 @@ def public_app(context: Context, config: ServerConfig) -> web.Application:
     app.router.add_get("/ping", health)
     app.router.add_get("/version", version)
     app.router.add_get("/metrics", show_metrics)
+    if config.page:
+        add_public_page(app)
     app.router.add_get("/openapi.json", show_openapi)
     app[OPENAPI] = msgspec.json.encode(
-        openapi.document(app, open_paths=OPEN_PATHS, asks_for_key=not context.keys.is_open)
+        openapi.document(app, open_paths=open_paths, asks_for_key=not context.keys.is_open)
     )
     add_headers(app, lambda: context.lifecycle.is_leaving)
     return app

@@ -84,6 +84,7 @@ async def serve(
             log.info("event=stopped phase=loading")
             return True
         started.subscribe(context.exposition.observe_step)
+        started.subscribe(context.history.observe_step)
         context.exposition.describe(started.info)
         lifecycle.engine_started(started)
         _log_ready(started.info, clock() - began)

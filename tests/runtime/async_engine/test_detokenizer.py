@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartspec.async_engine.detokenizer import Detokenizer
+from smartspec.async_engine.detokenizer import Detokenizer, joined
 from smartspec.scheduling.request import FinishReason
 
 
@@ -97,6 +97,21 @@ def test_a_stop_inside_a_token_counts_the_whole_token() -> None:
     """A token whose text goes on past the stop string is the last one counted; its text is cut."""
     piece = Detokenizer(ByteTokenizer(), [], stop=("x",)).push([97, 1000, 98])
     assert (piece.text, piece.num_tokens, piece.stopped) == ("a", 2, True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(alphabet="aé漢🙂bx", min_size=1, max_size=20),
+    stop=st.lists(st.sampled_from(["a", "xa", "é漢", "bb"]), max_size=2),
+    finish=st.sampled_from([None, "length", "stop"]),
+)
+def test_pieces_by_token_join_to_the_piece_of_all(text: str, stop: list[str], finish: FinishReason | None) -> None:
+    """One piece for each token of the output; together they are what one push of all tokens gives."""
+    tokens = ByteTokenizer().encode(text)
+    whole = Detokenizer(ByteTokenizer(), [104], stop=tuple(stop)).push(tokens, finish)
+    pieces = Detokenizer(ByteTokenizer(), [104], stop=tuple(stop)).push_each(tokens, finish)
+    assert joined(pieces) == whole
+    assert len(pieces) == whole.num_tokens
 
 
 @pytest.mark.parametrize("length", [10, 1000])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartspec_bench.arrivals import Phase, poisson, turns
+from smartspec.loadgen.arrivals import Phase, poisson, turns
 
 PHASES = st.lists(st.builds(Phase, st.floats(0.5, 20.0), st.floats(1.0, 10.0)), min_size=1, max_size=4)
 

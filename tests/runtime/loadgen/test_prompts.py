@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smartspec.config import ConfigError
-from smartspec.selftest.prompts import BUILT_IN, texts
+from smartspec.loadgen.prompts import BUILT_IN, texts
 
 
 def test_a_file_takes_the_place_of_the_built_in_texts(tmp_path: Path) -> None:

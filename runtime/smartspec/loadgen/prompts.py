@@ -1,6 +1,8 @@
-"""What the selftest asks: short texts of several kinds, some of which repeat themselves, or the user's own."""
+"""What to ask: short texts of several kinds, some of which repeat themselves, or the user's own."""
 
 from pathlib import Path
+
+import msgspec
 
 from smartspec.config import ConfigError
 
@@ -16,13 +18,24 @@ BUILT_IN = (
 )
 
 
+class _Line(msgspec.Struct):
+    """A line of JSON Lines."""
+
+    prompt: str
+
+
 def texts(file: Path | None) -> tuple[str, ...]:
-    """The lines of *file* that are not empty, or the built-in texts; raises ConfigError when there are none."""
+    """The texts of *file*, or the built-in ones: a line each that is not empty, or (`.jsonl`) its field `prompt`.
+
+    Raises ConfigError when there are none, or when the file cannot be read.
+    """
     if file is None:
         return BUILT_IN
     try:
         lines = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        if file.suffix == ".jsonl":
+            lines = tuple(prompt for line in lines if (prompt := msgspec.json.decode(line, type=_Line).prompt))
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise ConfigError(f"prompts {file}: {error}") from None
     if not lines:
         raise ConfigError(f"prompts {file}: there is no text in it")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartspec_bench.estimates import best_in_hindsight, ratio
+from smartspec.loadgen.estimates import best_in_hindsight, ratio
 
 
 def _rounds(rng: np.random.Generator, *, factor: float, rounds: int = 6, pairs: int = 12) -> tuple[list, list]:

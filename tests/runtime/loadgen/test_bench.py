@@ -1,0 +1,122 @@
+"""`smartspec bench` as a command, against a server on real sockets."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from fake_engine import FakeEngine
+from serving import Served, serving
+
+
+async def bench(
+    server: Served | str, *arguments: str | Path, stop_after: str = "", **environment: str
+) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr; with *stop_after* it gets Ctrl-C once its stderr has that."""
+    url = server if isinstance(server, str) else f"http://127.0.0.1:{server.public_port}"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "smartspec", "bench", url, *map(str, arguments),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | environment,
+    )  # fmt: skip
+    if stop_after:
+        await asyncio.sleep(float(stop_after))
+        process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_a_closed_loop_with_everything_written(tmp_path: Path) -> None:
+    """All requests answered; the table, the JSON and the picture agree with what the server did."""
+    files = ["--json", tmp_path / "b.json", "--picture", tmp_path / "b.png"]
+    async with serving(FakeEngine()) as server:
+        status, out, err = await bench(server, "--clients", "2", "--requests", "6", "--max-tokens", "8", *files)
+    assert (status, err.count("Traceback")) == (0, 0)
+    assert "6 of 6" in out
+    assert "time to first token" in out
+    data = json.loads((tmp_path / "b.json").read_text())
+    [mode] = data["modes"]
+    assert (mode["requests"], mode["answered"], mode["tokens"], mode["errors"]) == (6, 6, 48, {})
+    assert mode["e2e"]["p50"] >= mode["ttft"]["p50"] > 0
+    # The fake engine drafts 3 and keeps 1 a step of 2 tokens: four steps a request.
+    assert mode["speculation"]["draft_tokens"] == 3 * 6 * 4
+    assert mode["speculation"]["acceptance_rate"] == pytest.approx(1 / 3)
+    assert mode["speculation"]["mean_acceptance_length"] == pytest.approx(2.0)
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_modes_take_turns(tmp_path: Path) -> None:
+    """Each mode gets every request of every round, asked for in its way, and the order turns round."""
+    engine = FakeEngine()
+    async with serving(engine) as server:
+        arguments = [
+            "--compare",
+            "off,fixed:2",
+            "--rounds",
+            "2",
+            "--requests",
+            "3",
+            "--rate",
+            "200",
+            "--max-tokens",
+            "4",
+        ]
+        status, out, _ = await bench(server, *arguments, "--json", tmp_path / "b.json")
+    assert status == 0
+    asked = [request.speculation.mode for request in engine.requests]
+    assert asked == ["off"] + ["off"] * 3 + ["fixed"] * 6 + ["off"] * 3  # one to try, then there and back
+    assert len({request.cache_salt for request in engine.requests}) == len(engine.requests)
+    assert "E2E to off" in out
+    data = json.loads((tmp_path / "b.json").read_text())
+    assert [(mode["mode"], mode["answered"]) for mode in data["modes"]] == [("off", 6), ("fixed:2", 6)]
+
+
+async def test_failures_are_counted_by_kind_and_are_the_exit_status() -> None:
+    """What the server refuses is no crash, and not hidden."""
+    async with serving(FakeEngine(step_seconds=0.1, max_num_seqs=1, max_queued_requests=1)) as server:
+        status, out, _ = await bench(server, "--rate", "50", "--requests", "20", "--max-tokens", "8")
+    assert status == 1
+    assert "HTTP 429 (the queue is full" in out
+
+
+async def test_ctrl_c_prints_what_there_is() -> None:
+    """Exit status 130, with the requests that had ended by then."""
+    async with serving(FakeEngine(step_seconds=0.05)) as server:
+        status, out, err = await bench(
+            server, "--clients", "2", "--minutes", "5", "--max-tokens", "8", stop_after="2.5"
+        )
+    assert status == 130
+    assert "Traceback" not in err
+    assert "time to first token" in out
+    assert "when it was stopped" in out
+
+
+async def test_a_server_that_is_not_there() -> None:
+    """One line with the address."""
+    status, out, err = await bench("http://127.0.0.1:9")
+    assert (status, out) == (1, "")
+    assert err.startswith("smartspec: http://127.0.0.1:9/ cannot be reached")
+    assert len(err.splitlines()) == 1
+
+
+async def test_a_key_is_wanted() -> None:
+    """The line says where to put it; with it all is well."""
+    async with serving(FakeEngine(), api_key="k") as server:
+        status, _, err = await bench(server, "--requests", "1")
+        assert status == 1
+        assert "wants a key: give it with --api-key-file" in err
+        status, _, err = await bench(server, "--requests", "1", SMARTSPEC_API_KEY="no")
+        assert "refused the key" in err
+        assert (await bench(server, "--requests", "1", SMARTSPEC_API_KEY="k"))[0] == 0
+
+
+async def test_a_model_that_is_not_there() -> None:
+    """Said once, before hundreds of requests fail."""
+    async with serving(FakeEngine()) as server:
+        status, out, err = await bench(server, "--model", "gpt-5", "--requests", "100")
+    assert (status, out) == (1, "")
+    assert "has no model 'gpt-5'" in err
