@@ -86,8 +86,8 @@ class Lease:
                     holder = await self._try()
             except (ApiError, TimeoutError) as error:
                 if self._clock() >= self._renewed + DEADLINE * self._duration:
-                    raise LeaseLostError(f"could not be renewed: {error or 'no answer'}") from error
-                log.warning("the lease was not renewed: %s", error)
+                    raise LeaseLostError(f"could not be renewed: {str(error) or 'no answer'}") from error
+                log.warning("the lease was not renewed: %s", str(error) or "no answer")
                 continue
             if holder != self.identity:
                 raise LeaseLostError(f"is held by {holder}")
@@ -96,11 +96,12 @@ class Lease:
     async def release(self) -> None:
         """Give the lease away if it is still ours, so that another need not wait for its end."""
         try:
-            live = await self._api.get("Lease", self._namespace, self._name)
-            if live is not None and live["spec"].get("holderIdentity") == self.identity:
-                await self._api.replace(self._manifest(live, holder=""))
-        except ApiError as error:
-            log.warning("the lease was not released: %s", error)
+            async with asyncio.timeout(self._duration / RENEWALS):
+                live = await self._api.get("Lease", self._namespace, self._name)
+                if live is not None and live["spec"].get("holderIdentity") == self.identity:
+                    await self._api.replace(self._manifest(live, holder=""))
+        except (ApiError, TimeoutError) as error:
+            log.warning("the lease was not released: %s", str(error) or "no answer")
 
     async def _try(self) -> str:
         """Take or renew the lease where that is allowed; who holds it now."""
