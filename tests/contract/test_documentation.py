@@ -22,11 +22,12 @@ def test_every_metric_is_documented_with_its_meaning() -> None:
 
 
 def test_every_field_of_a_request_is_documented() -> None:
-    """The table of fields is rendered from the types that parse them, and each field says what it means."""
+    """The tables are rendered from routes and from the types that parse bodies, and each field says what it means."""
     page = (DOCS / "api.md").read_text()
     assert field_table.place(page) == page, "run python -m smartspec.server.field_table docs/api.md"
     assert [row for row in field_table.render().splitlines() if re.match(r"\| `\w+` .*\|  \|$", row)] == []
     assert "| `min_tokens` | both | integer from 0 | `0` |" in page
+    assert "| `POST /v1/completions` |" in page
 
 
 def test_every_condition_of_the_operator_is_explained() -> None:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from smartspec.scheduling.request import TokenLogprob
 
+LEAST_LOGPROB = -9999.0
+"""Stands for what is impossible: JSON has no infinity."""
+
 _MOST_ROWS = 64
 """Normalised at once: a row of a large vocabulary is half a megabyte, and a prompt has many."""
 
@@ -24,7 +27,7 @@ def score(logits: Tensor, token_ids: Sequence[int], nums_top: Sequence[int]) -> 
 
 
 def _score(logits: Tensor, token_ids: Sequence[int], nums_top: Sequence[int]) -> list[TokenLogprob]:
-    log_probs = torch.log_softmax(logits, dim=-1)
+    log_probs = torch.log_softmax(logits, dim=-1).clamp_min_(LEAST_LOGPROB)
     chosen = log_probs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
     ranks = (log_probs > chosen).sum(dim=1).tolist()
     top = log_probs.topk(min(max(nums_top), logits.shape[1]), dim=1)

@@ -118,7 +118,7 @@ async def answer(
     engine, exchange = context.lifecycle.accepting_engine, exchange_of(request)
     requests = [replace(one, tenant=exchange.tenant, priority=body.priority) for one in requests]
     if len(requests) > 1:
-        _check_room(engine, requests, param="n" if body.n > 1 else "prompt")
+        _check_room(engine, requests, param="best_of" if per_prompt > body.n else "n" if body.n > 1 else "prompt")
     async with Generation(
         engine,
         requests,

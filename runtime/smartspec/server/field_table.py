@@ -1,6 +1,6 @@
-"""The table of request fields in docs/api.md, from the types that parse them.
+"""The tables of endpoints and of request fields in docs/api.md, from the routes and from the types that parse bodies.
 
-`python -m smartspec.server.field_table docs/api.md` puts it there.
+`python -m smartspec.server.field_table docs/api.md` puts them there.
 """
 
 import json
@@ -12,7 +12,12 @@ from typing import Any
 
 import msgspec
 
+from smartspec.config import ServerConfig
+from smartspec.server.context import Context
+from smartspec.server.exposition import Exposition
+from smartspec.server.lifecycle import Lifecycle
 from smartspec.server.protocol import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
+from smartspec.server.public import OPENAPI, public_app
 
 _BODIES = {
     "both": GenerationBody,
@@ -22,9 +27,22 @@ _BODIES = {
     "detokenize": DetokenizeBody,
 }
 _HEAD = "| field | endpoint | type | default | |\n|---|---|---|---|---|\n"
-_PLACE = re.compile(r"(<!-- fields: .*? -->\n).*?(<!-- end of fields -->)", re.DOTALL)
+_FIELDS = re.compile(r"(<!-- fields: .*? -->\n).*?(<!-- end of fields -->)", re.DOTALL)
+_ENDPOINTS = re.compile(r"(<!-- endpoints -->\n).*?(<!-- end of endpoints -->)", re.DOTALL)
 
 Schema = Mapping[str, Any]
+
+
+def render_endpoints() -> str:
+    """The routes of the public port in Markdown, in the words of the OpenAPI document."""
+    context = Context(Lifecycle("model", lame_duck_seconds=0.0), Exposition("model"))
+    document = json.loads(public_app(context, ServerConfig())[OPENAPI])
+    rows = [
+        f"| `{method.upper()} {path}` | {operation['summary']} |"
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return "| endpoint | |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def render() -> str:
@@ -87,8 +105,9 @@ def _bounds(schema: Schema) -> str:
 
 
 def place(page: str) -> str:
-    """*page* with the table as it is now between its two marks."""
-    return _PLACE.sub(lambda marks: marks[1] + render() + marks[2], page)
+    """*page* with the tables as they are now between their marks."""
+    page = _ENDPOINTS.sub(lambda marks: marks[1] + render_endpoints() + marks[2], page)
+    return _FIELDS.sub(lambda marks: marks[1] + render() + marks[2], page)
 
 
 if __name__ == "__main__":

@@ -27,3 +27,10 @@ def test_a_long_prompt_is_scored_in_pieces() -> None:
     alone = [score(logits[row : row + 1], [token], [2])[0] for row, token in enumerate(tokens)]
     assert score(logits, tokens, [2] * 200) == alone
     assert score(logits[:0], [], []) == []
+
+
+def test_what_is_impossible_has_a_number() -> None:
+    """An infinite log probability could not be written as JSON."""
+    (scored,) = score(torch.tensor([[0.0, -torch.inf]]), [1], [2])
+    assert (scored.logprob, scored.rank) == (-9999.0, 2)
+    assert scored.top == ((0, 0.0), (1, -9999.0))
