@@ -7,7 +7,7 @@ Mistral before and after its version 11 (`[TOOL_CALLS]`, then an array of calls,
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from smartspec.scheduling.grammar import in_style
 
@@ -82,12 +82,13 @@ def calls_grammar(
     *,
     parallel: bool,
     token_of: Callable[[str], int | None],
-    answer: Mapping[str, Any] | None = None,
+    instead: Literal["nothing", "text"] | Mapping[str, Any] = "nothing",
 ) -> str:
-    """A grammar (Lark, llguidance's dialect) of at least one call of *functions*, names with their parameters' schemas.
+    """A grammar (Lark, llguidance's dialect) of calls of *functions*, names with their parameters' schemas.
 
-    *parallel* allows several calls; *answer* is the schema of what may stand there instead. *token_of* gives the token
-    of a mark that is a single one: the model was taught that token, and no other spelling of it.
+    *parallel* allows several calls. *instead* is what may stand there if no function is called: nothing, so that one
+    must be; any text, with calls in it where the format has them there; or JSON that is valid by a schema. *token_of*
+    gives the token of a mark that is a single one: the model was taught that token, and no other spelling of it.
     """
 
     def terms(text: str) -> str:
@@ -102,17 +103,33 @@ def calls_grammar(
         rules.append(f"call_{index}: {terms(head)} arguments_{index} {terms(tail)}")
         rules.append(f"arguments_{index}: %json {json.dumps(in_style(schema))}")
     which = " | ".join(f"call_{index}" for index in range(len(functions)))
+    opening, before, mark = tool_format.opening, tool_format.before, tool_format.mark
+    if instead == "text" and mark:
+        # The mark is what turns text into a call: it is taken out of the call and put behind the text.
+        rules += _text_before(mark, token_of(mark))
+        opening, before = opening.removeprefix(mark), before.removeprefix(mark)
     more = f"({terms(tool_format.between)} call)*" if parallel else ""
-    if answer is not None:
-        rules.append(f"answer: %json {json.dumps(in_style(answer))}")
-    return "\n".join(
-        (
-            "start: calls" if answer is None else "start: calls | answer",
-            f"calls: {terms(tool_format.opening)} call {more} {terms(tool_format.closing)}",
-            f"call: {terms(tool_format.before)} ({which}) {terms(tool_format.after)}",
-            *rules,
-        )
-    )
+    calls = f"{terms(opening)} call {more} {terms(tool_format.closing)}"
+    if instead == "nothing":
+        start = "calls"
+    elif instead == "text" and not mark:
+        start = "calls | TEXT"
+        rules.append(r"TEXT: /[^{\s](.|\n)*/")
+    elif instead == "text":
+        # Without an opening of their own, calls begin with a mark each, and text may come between them.
+        start = f"(marked call){'*' if parallel else '?'} text" if not tool_format.opening else "text | marked calls"
+    else:
+        start = "calls | answer"
+        rules.append(f"answer: %json {json.dumps(in_style(instead))}")
+    call = f"{terms(before)} ({which}) {terms(tool_format.after)}"
+    return "\n".join((f"start: {start}", f"calls: {calls}", f"call: {call}", *rules))
+
+
+def _text_before(mark: str, token: int | None) -> list[str]:
+    """Rules for `text` without *mark*, and for text up to it, `marked`."""
+    if token is not None:
+        return [f"text: <[^{token}]>*", f"marked: text <[{token}]>"]
+    return ["text: TEXT", r"TEXT: /(.|\n)*/", f"marked[lazy]: TEXT {json.dumps(mark)}"]
 
 
 def _terms(text: str, marks: Sequence[str], token_of: Callable[[str], int | None]) -> str:

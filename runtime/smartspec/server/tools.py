@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -82,13 +82,13 @@ def plan_tools(body: ChatBody, tokenizer: Tokenizer) -> ToolPlan | None:
 
 
 def _form(body: ChatBody, tool_format: ToolFormat, tokenizer: Tokenizer) -> tuple[str, GrammarSpec] | None:
-    """The grammar of an answer that may call tools. Where it need not, a form of the answer itself is the other way."""
+    """The grammar of an answer that may call tools: none where it may say what it likes, and call as it likes."""
     form, choice = form_of(body), body.tool_choice
+    instead: Literal["nothing", "text"] | Mapping[str, Any] = "nothing"
     if choice in (None, "auto"):
-        if form is None:
+        if form is None and not any(tool.function.strict for tool in body.tools):
             return None
-        if form[1].kind != "json_schema":
-            raise ApiError(400, f"{form[0]} cannot be combined with tools, unless tool_choice is none", param=form[0])
+        instead = "text" if form is None else _schema_of(*form)
     tools = body.tools
     if isinstance(choice, NamedToolChoice):
         tools = [tool for tool in tools if tool.function.name == choice.function.name]
@@ -99,11 +99,26 @@ def _form(body: ChatBody, tool_format: ToolFormat, tokenizer: Tokenizer) -> tupl
             [(tool.function.name, _parameters(tool)) for tool in tools],
             parallel=body.parallel_tool_calls and not isinstance(choice, NamedToolChoice),
             token_of=tokenizer.token_of,
-            answer=json.loads(form[1].source) if form is not None and choice in (None, "auto") else None,
+            instead=instead,
         )
     except GrammarError as error:
         raise ApiError(400, f"{param}: {error}", param=param, code="invalid_grammar") from None
     return param, GrammarSpec("calls", grammar)
+
+
+def _schema_of(param: str, spec: GrammarSpec) -> Mapping[str, Any]:
+    """The schema that an answer must be valid by, unless it calls tools."""
+    if spec.kind != "json_schema":
+        raise ApiError(400, f"{param} cannot be combined with tools, unless tool_choice is none", param=param)
+    try:
+        schema = json.loads(spec.source)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"{param}: {error}", param=param, code="invalid_grammar") from None
+    if isinstance(schema, bool):
+        return {} if schema else {"not": {}}
+    if not isinstance(schema, dict):
+        raise ApiError(400, f"{param}: a schema is an object", param=param, code="invalid_grammar")
+    return schema
 
 
 def _parameters(tool: Tool) -> Mapping[str, Any]:

@@ -157,6 +157,17 @@ async def test_a_choice_is_enforced_by_a_grammar(choice: Any, functions: list[st
             assert ("call)*" in source) == several
 
 
+async def test_strict_tools_are_held_to_their_schemas_when_called_freely() -> None:
+    """One strict function is enough for a grammar under `auto`; text may stand instead of a call."""
+    strict = [TOOLS[0], {"type": "function", "function": {**TOOLS[1]["function"], "strict": True}}]
+    engine = saying("Hello.")
+    async with serving(engine) as server:
+        status, answer = await server.post("/v1/chat/completions", messages=MESSAGES, tools=strict)
+        assert (status, answer["choices"][0]["message"]["content"]) == (200, "Hello.")
+    assert "TEXT" in engine.grammars[0].source
+    assert engine.requests[0].rule is not None
+
+
 async def test_tools_are_told_to_the_model() -> None:
     """By its template, or in a system message where that knows no tools; not at all when none may be called."""
     for template, told in (
