@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from smartspec import arguments, replay_report
+from smartspec import arguments
 from smartspec.async_engine.client import AsyncEngine
 from smartspec.config import ConfigError, RuntimeConfig
 from smartspec.policy.settings import PolicySettings
@@ -74,6 +74,9 @@ def _complain(error: Exception, status: int) -> int:
 
 def _replay(parsed: argparse.Namespace) -> int:
     """Print what a recording would have become under other settings."""
+    # Imported here: the policy brings a compiler, and whoever only loads servers needs none.
+    from smartspec import replay_report
+
     report = replay_report.replayed(parsed.file, arguments.replay_changes(parsed))
     print(report.as_json().decode() if parsed.json else report.as_table())
     return 0

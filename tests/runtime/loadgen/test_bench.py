@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,6 +94,24 @@ async def test_ctrl_c_prints_what_there_is() -> None:
     assert "Traceback" not in err
     assert "time to first token" in out
     assert "when it was stopped" in out
+
+
+def test_it_needs_no_torch() -> None:
+    """`pip install 'smartspec[bench]'` is enough to load a server: what a model needs is not even looked for."""
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "numba", "safetensors", "tokenizers", "jinja2"):
+            raise ImportError(name, name=name)
+sys.meta_path.insert(0, Absent())
+from smartspec.__main__ import main
+import smartspec.loadgen.bench, smartspec.loadgen.picture
+sys.exit(main(["bench", "http://127.0.0.1:9"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr, done.stderr
 
 
 async def test_a_server_that_is_not_there() -> None:
