@@ -198,7 +198,7 @@ class AsyncEngine(Generic[D]):
 
     async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         """The grammar of *spec*, compiled beside the loop and the engine; see `EngineClient.compile_grammar`."""
-        self._require_loaded()
+        self._require_accepting()
         return await self._grammars.get(spec)
 
     def refuse_if_full(self, tenant: str) -> None:

@@ -220,6 +220,7 @@ class EngineThread(Generic[D]):
             num_cached_tokens=request.num_cached_tokens,
             num_prediction_accepted=request.num_prediction_accepted,
             num_prediction_rejected=request.num_prediction_rejected,
+            refusal=None if request.rule is None else request.rule.failure,
             queue_seconds=request.queue_seconds,
             explanation=_explanation(output, pieces) if request.speculation.explain else None,
         )

@@ -95,7 +95,8 @@ class GenerationDelta:
     `num_cached_tokens` of the prompt were found computed. It waited `queue_seconds` for its first step.
     `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
     prompt from its second token on. `explanation` is there when that was. Of the tokens drafted from the client's
-    prediction so far, `num_prediction_accepted` were kept and `num_prediction_rejected` were not.
+    prediction so far, `num_prediction_accepted` were kept and `num_prediction_rejected` were not. `refusal`, with the
+    finish reason "abort", says what in the request itself was at fault.
     """
 
     text: str
@@ -109,6 +110,7 @@ class GenerationDelta:
     queue_seconds: float = 0.0
     num_prediction_accepted: int = 0
     num_prediction_rejected: int = 0
+    refusal: str | None = None
     explanation: StepExplanation | None = None
 
 

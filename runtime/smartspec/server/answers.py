@@ -268,6 +268,9 @@ def _take(choice: Choice, delta: GenerationDelta) -> None:
 
 def _count(choice: Choice, delta: GenerationDelta) -> None:
     """Take over the totals; raises NotAcceptingError when the engine ended the sequence on its own account."""
+    if delta.refusal is not None:
+        message = f"the grammar became too complex in the middle of the text: {delta.refusal}"
+        raise ApiError(400, message, code="grammar_too_complex")
     if delta.finish_reason == "abort":
         raise NotAcceptingError("the server ended this request early")
     choice.num_prompt_tokens = delta.num_prompt_tokens
