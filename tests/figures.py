@@ -1,4 +1,4 @@
-"""Figures that a long test measured: printed, and kept with the machine's name where a run is to be published."""
+"""Figures that a long test measured: shown at the end, and kept with the machine's name where a run is published."""
 
 import json
 import os
@@ -11,10 +11,13 @@ from smartspec_bench.record import machine_name, machine_slug
 FOLDER_VARIABLE = "SMARTSPEC_FIGURES"
 """Names the folder of the published file; `make soak` sets it."""
 
+PUBLISHED: list[str] = []
+"""What the end of the run shows, passed tests or not."""
+
 
 def publish(name: str, **figures: Any) -> None:
-    """Print *figures* in one line, and put them under *name* into the file of this machine if one is wanted."""
-    print(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
+    """Show *figures* in one line, and put them under *name* into the file of this machine if one is wanted."""
+    PUBLISHED.append(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
     if not (folder := os.environ.get(FOLDER_VARIABLE)):
         return
     file = Path(folder) / f"soak-{machine_slug()}.json"

@@ -13,7 +13,7 @@ from msgspec import Struct
 from smartspec.config import ServerConfig
 from smartspec.server.errors import route_of
 from smartspec.server.exchange import BodyBudget, SpanRecorder, receive
-from smartspec.server.exposition import Exposition
+from smartspec.server.exposition import Exposition, RecentText
 from smartspec.server.keys import KeyRing
 from smartspec.server.lifecycle import Lifecycle
 from smartspec.server.page.history import History
@@ -36,6 +36,7 @@ class Context:
     keys: KeyRing = field(default_factory=KeyRing)
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(ServerConfig().max_held_body_bytes))
     spans: SpanRecorder | None = None
+    recent_metrics: RecentText = field(default_factory=lambda: RecentText(time.perf_counter))
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -1,5 +1,6 @@
 """`/metrics`: what the engine and the server report, kept in prometheus-client under the names of the contract."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import prometheus_client
@@ -134,6 +135,24 @@ class Exposition:
         for family in self._registry.collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
+
+
+class RecentText:
+    """A text that is dear to make, and that anybody may ask for: made again only when ten times as long has passed as
+    it took to make, by *clock*, so that no flood of questions takes more than a tenth of a core."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._text = b""
+        self._until = -math.inf
+
+    def text(self, make: Callable[[], bytes]) -> bytes:
+        """The text that *make* gives now, or gave a moment ago."""
+        if (began := self._clock()) >= self._until:
+            self._text = make()
+            ended = self._clock()
+            self._until = ended + 10 * (ended - began)
+        return self._text
 
 
 class SequenceTimer:

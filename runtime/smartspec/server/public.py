@@ -182,7 +182,7 @@ async def show_openapi(request: web.Request) -> web.Response:
 async def show_metrics(request: web.Request) -> web.Response:
     """The Prometheus exposition."""
     context = request.app[CONTEXT]
-    text = context.exposition.render(context.lifecycle.load())
+    text = context.recent_metrics.text(lambda: context.exposition.render(context.lifecycle.load()))
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 

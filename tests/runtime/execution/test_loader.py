@@ -1,6 +1,7 @@
 """Loading: what is decided, what is promised, and what is refused in words a user understands."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,14 @@ def test_pickled_weights_are_never_read(copied: TinyPair) -> None:
     """Only safetensors: reading a pickle can run code."""
     torch.save({}, copied.target / "pytorch_model.bin")
     (copied.target / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"target .*: its weights cannot be loaded"):
+        load(config(copied))
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 20_000])
+def test_a_file_cut_short_is_refused(copied: TinyPair, size: int) -> None:
+    """A copy that was not finished, wherever it ended, is one line that names the model."""
+    os.truncate(copied.target / "model.safetensors", size)
     with pytest.raises(ConfigError, match=r"target .*: its weights cannot be loaded"):
         load(config(copied))
 

@@ -5,6 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fake_engine import FakeEngine
 from serving import serving
 from smartspec.metrics import METRICS
+from smartspec.server.exposition import RecentText
 
 
 async def read_metrics(engine: FakeEngine, *bodies: dict[str, object]) -> dict[str, float]:
@@ -70,3 +71,22 @@ async def test_steps_are_counted_by_part_and_proposer() -> None:
     assert samples["smartspec_speculative_tokens_sum{proposer=draft}"] == 9
     assert samples["smartspec_ready"] == 1
     assert samples["vllm:cache_config_info{block_size=16,cache_dtype=float32,num_gpu_blocks=64}"] == 1
+
+
+def test_a_flood_of_scrapes_takes_no_more_than_a_tenth_of_a_core() -> None:
+    """What took a second to write is given to whoever asks in the next ten."""
+    now, written = 0.0, 0
+
+    def write() -> bytes:
+        nonlocal now, written
+        now, written = now + 1.0, written + 1
+        return str(written).encode()
+
+    text = RecentText(lambda: now)
+
+    def read(at: float) -> bytes:
+        nonlocal now
+        now = at
+        return text.text(write)
+
+    assert [read(at) for at in (0.0, 1.5, 10.9, 11.1, 12.0)] == [b"1", b"1", b"1", b"2", b"2"]
