@@ -168,7 +168,7 @@ class Controller:
         except NotOursError as error:
             refused = ("Conflict", str(error))
         except ApiError as error:
-            if (reason := refusal_reason(error.status)) is None:
+            if (reason := refusal_reason(error.status, str(error))) is None:
                 raise
             refused = (reason, spec_field(str(error)))
         if refused is not None:

@@ -20,20 +20,19 @@ FIELDS = (
     (r"accessModes", "storage.cache.accessMode"),
     (r"storageClassName", "storage.cache.storageClassName"),
     (r"resources\.requests\.storage|resources\[storage\]", "storage.cache.size"),
+    (r"quantities", "template.resources"),
 )
 """Where a field of a child comes from. The first that matches counts."""
 
-INVALID, FORBIDDEN = frozenset({400, 422, 500}), frozenset({403})
+UNREADABLE = re.compile("typed patch object|quantities|cannot be handled as|not declared in schema|unable to convert")
+"""What old API servers say, as an internal error, of a patch whose values they cannot read."""
 
 
-def refusal_reason(status: int) -> str | None:
-    """Why a child that was answered with HTTP *status* cannot be: None where trying again may help.
-
-    A patch whose values cannot be parsed at all is answered with 500 by old API servers.
-    """
-    if status in INVALID:
+def refusal_reason(status: int, message: str) -> str | None:
+    """Why a child that was answered with HTTP *status* cannot be: None where trying again may help."""
+    if status in (400, 422) or (status == 500 and UNREADABLE.search(message)):
         return "InvalidSpec"
-    return "ApplyFailed" if status in FORBIDDEN else None
+    return "ApplyFailed" if status == 403 else None
 
 
 def spec_field(message: str) -> str:

@@ -48,7 +48,8 @@ def decide(owner: SmartSpec, seen: Observation, history: History, *, now: dateti
         max_running_requests=_running(owner, carries, old),
         max_queued_requests=_queued(owner, seen, carries, old),
     )
-    settings = _numbered(wanted, old, seen)
+    reported = owner.status.policy.generation if owner.status.policy is not None else 0
+    settings = _numbered(wanted, old, max([reported, *(load.generation for load in seen.loads)]))
     changed = now if old is None or settings.generation != old.generation else history.tuning.changed
     return PolicyDecision(
         msgspec.structs.replace(settings, priors=priors),
@@ -161,13 +162,12 @@ def _priors(seen: Observation, old: PolicySettings | None) -> Priors | None:
     return learned if differ(known, learned) else known
 
 
-def _numbered(wanted: PolicySettings, old: PolicySettings | None, seen: Observation) -> PolicySettings:
+def _numbered(wanted: PolicySettings, old: PolicySettings | None, latest: int) -> PolicySettings:
     """*wanted* under the generation in force when nothing changed, else under a new one with the reason for it.
 
     A replica that echoes a later generation was told by someone else, or the ConfigMap was lost: numbering goes on
-    from there, or replicas would refuse what is older.
+    from *latest*, or replicas would refuse what is older.
     """
-    latest = max((load.generation for load in seen.loads), default=0)
     if old is not None and old.generation >= latest and _same(wanted, old):
         return old
     newest = max(old.generation if old is not None else 0, latest) + 1

@@ -9,6 +9,7 @@ from fleets import NOW, histogram, later, linear_priors, load, replica, seen, sm
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
 from smartspec_operator import tuning
+from smartspec_operator.reported import ReportedPolicy, Status
 from smartspec_operator.world import History, PolicyDecision, TuningState
 
 SLO: dict[str, Any] = {"slo": {"tpotSeconds": 0.05}}
@@ -165,6 +166,12 @@ def test_a_foreign_policy_is_replaced_under_a_later_number() -> None:
     reclaimed = decide(load(generation=41), past=past_of(first), **SLO)
     assert reclaimed.settings.generation == 42
     assert msgspec.structs.replace(reclaimed.settings, generation=1, reason=first.settings.reason) == first.settings
+
+
+def test_numbers_go_on_though_the_policy_was_lost() -> None:
+    """Somebody deletes the ConfigMap while no replica answers: an older number would be refused by all of them."""
+    owner = msgspec.structs.replace(smartspec(**SLO), status=Status(policy=ReportedPolicy(generation=7)))
+    assert tuning.decide(owner, seen(), History(), now=NOW).settings.generation == 8
 
 
 def test_between_decisions_the_last_one_stands() -> None:
