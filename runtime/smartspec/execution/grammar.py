@@ -49,7 +49,7 @@ class GrammarCompiler:
         matcher.compute_bitmask()
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
-        return CompiledGrammar(matcher, self._eos_token_ids)
+        return CompiledGrammar(matcher, self._vocab_size, self._eos_token_ids)
 
     def _vocabulary(self) -> llguidance.LLTokenizer:
         """The tokenizer as llguidance knows it, made at first use: a second for a large vocabulary."""
@@ -66,13 +66,14 @@ class GrammarCompiler:
 class CompiledGrammar:
     """Implements `smartspec.scheduling.grammar.Grammar`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
         self._matcher = matcher
+        self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
 
     def rule(self) -> GrammarRule:
         """A rule for one new text."""
-        return GrammarRule(self._matcher.deep_copy(), self._eos_token_ids)
+        return GrammarRule(self._matcher.deep_copy(), self._vocab_size, self._eos_token_ids)
 
 
 def _serialise(spec: GrammarSpec) -> str:

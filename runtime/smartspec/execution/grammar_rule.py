@@ -14,6 +14,16 @@ from torch import Tensor
 
 from smartspec.scheduling.request import LogitRule, RuledText
 
+Bits = NDArray[np.uint8]
+"""One bit a token, set where the token is allowed; eight tokens a byte, the first in the lowest bit."""
+
+_BIAS: NDArray[np.float32] = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"),
+    np.float32(0),
+    np.float32(-np.inf),
+)
+"""What is added to the logits of eight tokens whose bits are one byte [256, 8]: 0 where allowed, -inf elsewhere."""
+
 
 class GrammarRule(LogitRule):
     """Bans every token that the grammar does not allow next.
@@ -22,7 +32,8 @@ class GrammarRule(LogitRule):
     can be told, if so: the text must then be given up, for it is not complete.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+        self._vocab_size = vocab_size
         self.failure: str | None = None
         self._matcher = matcher
         self._eos_token_ids = eos_token_ids
@@ -31,7 +42,7 @@ class GrammarRule(LogitRule):
         # Speculated tokens that the matcher has been taken through; it is not given what follows an end of text.
         self._path: list[int] = []
         self._num_fed = 0
-        self._banned: dict[int, Tensor] = {}  # by the number of speculated tokens before the row
+        self._allowed: dict[int, Bits] = {}  # by the number of speculated tokens before the row
 
     def adjust(self, logits: Tensor, text: RuledText, ahead: Sequence[int], first: int) -> None:
         """Write -inf for what must not follow; rows behind a forbidden token are left alone."""
@@ -39,12 +50,12 @@ class GrammarRule(LogitRule):
         for row, depth in enumerate(range(first, first + len(logits))):
             if self._advance(ahead[:depth]) < depth:
                 return
-            banned = self._banned_at(depth)
-            width = min(len(banned), logits.shape[1])
+            bias = torch.from_numpy(_BIAS[self._allowed_at(depth)].reshape(-1)[: self._vocab_size])
+            width = min(len(bias), logits.shape[1])
             # A draft may know none of the tokens that are left: what it draws is rejected then, whatever it is.
-            if not banned[:width].all():
+            if width == self._vocab_size or bool((bias[:width] == 0).any()):
+                logits[row, :width].add_(bias[:width].to(logits.device))
                 logits[row, width:] = -torch.inf
-                logits[row, :width].masked_fill_(banned[:width].to(logits.device), -torch.inf)
 
     def permits(self, text: RuledText, ahead: Sequence[int]) -> int:
         """How many of the tokens *ahead* may follow *text*, one after the other."""
@@ -71,7 +82,7 @@ class GrammarRule(LogitRule):
         self._num_committed += len(new)
         self._num_fed = max(0, self._num_fed - len(new))
         del self._path[: len(new)]
-        self._banned = {depth - len(new): row for depth, row in self._banned.items() if depth >= len(new)}
+        self._allowed = {depth - len(new): row for depth, row in self._allowed.items() if depth >= len(new)}
 
     def _advance(self, tokens: Sequence[int]) -> int:
         """Take the matcher along *tokens* (or leave it where it is, beyond them); how many of them are allowed."""
@@ -112,28 +123,29 @@ class GrammarRule(LogitRule):
                 self._matcher.rollback(self._num_fed - depth)
                 self._num_fed = depth
             del self._path[depth:]
-            self._banned = {known: row for known, row in self._banned.items() if known <= depth}
+            self._allowed = {known: row for known, row in self._allowed.items() if known <= depth}
 
-    def _banned_at(self, depth: int) -> Tensor:
-        """What must not follow the first *depth* tokens of the path: bool [vocab of the tokenizer]."""
-        banned = self._banned.get(depth)
-        if banned is None:
+    def _allowed_at(self, depth: int) -> Bits:
+        """What may follow the first *depth* tokens of the path."""
+        allowed = self._allowed.get(depth)
+        if allowed is None:
             self._cut(depth)
-            banned = self._banned[depth] = torch.from_numpy(self._compute())
-        return banned
+            allowed = self._allowed[depth] = self._compute()
+        return allowed
 
-    def _compute(self) -> NDArray[np.bool_]:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+    def _compute(self) -> Bits:
+        allowed: Bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8).copy()
         if self._matcher.is_error():
             self._fail(self._matcher.get_error())
-        banned: NDArray[np.bool_] = np.unpackbits(bits, bitorder="little") == 0
-        ends = [token for token in self._eos_token_ids if token < len(banned)]
-        if self._has_ended or self.failure is not None:
-            banned[:] = True
-            banned[ends] = False
-        else:
-            banned[ends] = not self._matcher.is_accepting()
-        return banned
+        is_over = self._has_ended or self.failure is not None
+        if is_over:
+            allowed[:] = 0
+        may_end = is_over or self._matcher.is_accepting()
+        for token in self._eos_token_ids:
+            if token < self._vocab_size:
+                bit = 1 << token % 8
+                allowed[token // 8] = allowed[token // 8] & (255 - bit) | bit * may_end
+        return allowed
 
     def _fail(self, reason: str) -> None:
         if self.failure is None:
