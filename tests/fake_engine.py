@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smartspec.policy.load import LoadReport
@@ -49,6 +49,10 @@ class CharacterTokenizer:
         return "".join(chr(token) for token in token_ids if token != 1 or not skip_special_tokens)
 
     chat_template: str | None = None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Every token is a whole character."""
+        return chr(token_id).encode()
 
     def token_of(self, text: str) -> int | None:
         """No text has a token of its own."""
@@ -280,9 +284,12 @@ def _scored(token_ids: Iterable[int], num_top: int | None) -> tuple[ScoredToken,
     if num_top is None:
         return ()
     return tuple(
-        ScoredToken(token, chr(token), -0.5, 1, tuple((token + i, chr(token + i), -0.5 - i) for i in range(num_top)))
-        for token in token_ids
+        replace(_score(token, 0), top=tuple(_score(token + i, i) for i in range(num_top))) for token in token_ids
     )
+
+
+def _score(token_id: int, worse: int) -> ScoredToken:
+    return ScoredToken(token_id, chr(token_id), chr(token_id).encode(), -0.5 - worse, 1 + worse)
 
 
 class _Deltas(AsyncGenerator[GenerationDelta, None]):

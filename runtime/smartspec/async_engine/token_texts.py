@@ -1,9 +1,12 @@
-"""The text of single tokens, for log probabilities: special tokens as they are written, half a character as U+FFFD."""
+"""Text and bytes of single tokens, for log probabilities: special tokens as they are written, half a character as
+U+FFFD with its true bytes."""
 
 from collections.abc import Sequence
 
 from smartspec.scheduling.client import ScoredToken, Tokenizer
 from smartspec.scheduling.request import TokenLogprob
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TokenTexts:
@@ -11,28 +14,34 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._texts: dict[int, str] = {}
-
-    def text(self, token_id: int) -> str:
-        """The text of one token by itself; none for an id that only the model knows (a padded vocabulary)."""
-        text = self._texts.get(token_id)
-        if text is None:
-            try:
-                text = self._tokenizer.decode((token_id,), skip_special_tokens=False)
-            except (OverflowError, IndexError, ValueError):
-                text = ""
-            self._texts[token_id] = text
-        return text
+        self._spelled: dict[int, tuple[str, bytes | None]] = {}
 
     def name(self, logprobs: Sequence[TokenLogprob]) -> tuple[ScoredToken, ...]:
         """*logprobs* with texts."""
         return tuple(
             ScoredToken(
                 scored.token_id,
-                self.text(scored.token_id),
+                *self._spell(scored.token_id),
                 scored.logprob,
                 scored.rank,
-                tuple((token_id, self.text(token_id), logprob) for token_id, logprob in scored.top),
+                tuple(
+                    ScoredToken(token_id, *self._spell(token_id), logprob, rank)
+                    for rank, (token_id, logprob) in enumerate(scored.top, 1)
+                ),
             )
             for scored in logprobs
         )
+
+    def _spell(self, token_id: int) -> tuple[str, bytes | None]:
+        """Text and bytes of one token by itself; none for an id that only the model knows (a padded vocabulary)."""
+        spelled = self._spelled.get(token_id)
+        if spelled is None:
+            spelled = self._spelled[token_id] = self._decode(token_id)
+        return spelled
+
+    def _decode(self, token_id: int) -> tuple[str, bytes | None]:
+        try:
+            text = self._tokenizer.decode((token_id,), skip_special_tokens=False)
+            return text, self._tokenizer.token_bytes(token_id) if REPLACEMENT in text else text.encode()
+        except (OverflowError, IndexError, ValueError):
+            return "", b""

@@ -1,5 +1,6 @@
 """Text to ids and back by the checkpoint's own tokenizer, and whether a draft's agrees with its target's."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,14 @@ from smartspec.scheduling.client import InvalidRequestError
 
 _SAMPLES = ("Hello, world!", "def f(x):\n    return x + 1\n", "  naïve café — 東京 🙂\t12345", "<|endoftext|></s>")
 """Texts on which tokenizers with one vocabulary but other merges or normalisation part ways."""
+
+
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + i): byte for i, byte in enumerate(sorted(set(range(0x100)) - set(_PRINTABLE)))
+}
+"""GPT-2's letters for bytes, which all byte-level vocabularies use: the printable ones, then from U+0100 on."""
 
 
 class HuggingFaceTokenizer:
@@ -30,6 +39,17 @@ class HuggingFaceTokenizer:
             list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a token as a byte-level vocabulary or a byte fallback spells it, or None."""
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(token, str):
+            return None
+        if fallback := _BYTE_FALLBACK.fullmatch(token):
+            return bytes.fromhex(fallback[1])
+        if all(letter in _BYTE_OF for letter in token):
+            return bytes(_BYTE_OF[letter] for letter in token)
+        return None
 
     @property
     def chat_template(self) -> str | None:

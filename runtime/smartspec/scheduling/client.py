@@ -77,13 +77,14 @@ class StepExplanation:
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
     """A token with what the model itself says of it: log probability, rank (1: most probable), and the most probable
-    tokens at its place, as many as were asked for, each as (id, text, log probability)."""
+    tokens at its place, as many as were asked for. `octets` is its bytes; None where they are not known."""
 
     token_id: int
     text: str
+    octets: bytes | None
     logprob: float
     rank: int
-    top: tuple[tuple[int, str, float], ...] = ()
+    top: tuple["ScoredToken", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,9 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The template that writes conversations with tools, if the model has one."""
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a token that is no text by itself (half a character); None where the vocabulary does not say."""
 
     def token_of(self, text: str) -> int | None:
         """The token of its own that *text* has beside the vocabulary of plain text, if it has one."""

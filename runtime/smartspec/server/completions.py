@@ -78,7 +78,7 @@ class CompletionShape:
             tokens = logprobs if echo is None else (*prompt, *logprobs)
             offset, first = self._offsets.get(index, 0), None if echo is None else echo.first
             written = completion_logprobs(tokens, num_top=self.num_top, offset=offset, first=first)
-            self._offsets[index] = offset + sum(map(len, written["tokens"]))
+            self._offsets[index] = offset + len(first or "") + sum(len(token.text) for token in tokens)
         text = text if echo is None else echo.text + text
         return {"index": index, "text": text, "logprobs": written, "finish_reason": finish_reason}
 

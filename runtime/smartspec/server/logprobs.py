@@ -9,13 +9,7 @@ from smartspec.scheduling.client import ScoredToken
 
 def chat_logprobs(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
     """The chat endpoint's: an entry for each token, the most probable ones at its place inside."""
-    return {
-        "content": [
-            _entry(token.text, token.logprob)
-            | {"top_logprobs": [_entry(text, logprob) for _, text, logprob in token.top]}
-            for token in tokens
-        ]
-    }
+    return {"content": [_entry(token) | {"top_logprobs": [_entry(top) for top in token.top]} for token in tokens]}
 
 
 def completion_logprobs(
@@ -26,16 +20,18 @@ def completion_logprobs(
     *first* is the text of a prompt's first token, of which nothing is foretold. With *num_top* the chosen token is
     among the top ones too, so there may be one more.
     """
-    texts = [token.text for token in tokens]
+    names = [_name(token) for token in tokens]
+    lengths = [len(token.text) for token in tokens]
     logprobs: list[float | None] = [token.logprob for token in tokens]
     tops: list[dict[str, float] | None] = [_tops(token, num_top) for token in tokens]
     if first is not None:
-        texts, logprobs, tops = [first, *texts], [None, *logprobs], [None, *tops]
+        names, logprobs, tops = [first, *names], [None, *logprobs], [None, *tops]
+        lengths = [len(first), *lengths]
     return {
-        "tokens": texts,
+        "tokens": names,
         "token_logprobs": logprobs,
         "top_logprobs": tops if num_top else None,
-        "text_offset": list(accumulate(map(len, texts), initial=offset))[:-1],
+        "text_offset": list(accumulate(lengths, initial=offset))[:-1],
     }
 
 
@@ -49,21 +45,27 @@ def mean_logprob(tokens: Sequence[ScoredToken]) -> float:
     return sum(token.logprob for token in tokens) / max(1, len(tokens))
 
 
-def _entry(text: str, logprob: float) -> dict[str, Any]:
-    # Half a character has no text of its own, and its bytes are not known here.
-    octets = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
-    return {"token": text, "logprob": logprob, "bytes": octets}
+def _entry(token: ScoredToken) -> dict[str, Any]:
+    octets = None if token.octets is None else list(token.octets)
+    return {"token": token.text, "logprob": token.logprob, "bytes": octets}
+
+
+def _name(token: ScoredToken) -> str:
+    """The token's text, or what OpenAI writes where half a character has none: `bytes:\\xe2\\x82`."""
+    if token.octets is None or token.octets == token.text.encode():
+        return token.text
+    return "bytes:" + "".join(f"\\x{octet:02x}" for octet in token.octets)
 
 
 def _tops(token: ScoredToken, num_top: int) -> dict[str, float]:
-    tops = {token.text: token.logprob}
-    for _, text, logprob in token.top[:num_top]:  # two tokens may read alike: the more probable one comes first
-        tops.setdefault(text, logprob)
+    tops = {_name(token): token.logprob}
+    for top in token.top[:num_top]:  # two tokens may read alike: the more probable one comes first
+        tops.setdefault(_name(top), top.logprob)
     return tops
 
 
 def _ranked(token: ScoredToken, num_top: int) -> dict[str, Any]:
     ranked = {str(token.token_id): {"logprob": token.logprob, "rank": token.rank, "decoded_token": token.text}}
-    for rank, (token_id, text, logprob) in enumerate(token.top[:num_top], 1):
-        ranked.setdefault(str(token_id), {"logprob": logprob, "rank": rank, "decoded_token": text})
+    for top in token.top[:num_top]:
+        ranked.setdefault(str(top.token_id), {"logprob": top.logprob, "rank": top.rank, "decoded_token": top.text})
     return ranked

@@ -27,6 +27,29 @@ def test_tokens_get_their_texts() -> None:
     tokenizer = SmallTokenizer()
     texts = TokenTexts(tokenizer)
     scored = TokenLogprob(97, -1.0, 2, ((1, -0.5), (97, -1.0), (500, -2.0)))
-    expected = ScoredToken(97, "a", -1.0, 2, ((1, "\x01", -0.5), (97, "a", -1.0), (500, "", -2.0)))
+    top = (
+        ScoredToken(1, "\x01", b"\x01", -0.5, 1),
+        ScoredToken(97, "a", b"a", -1.0, 2),
+        ScoredToken(500, "", b"", -2.0, 3),
+    )
+    expected = ScoredToken(97, "a", b"a", -1.0, 2, top)
     assert texts.name([scored, scored]) == (expected, expected)
     assert tokenizer.num_decoded == 3
+
+
+class HalfTokenizer(SmallTokenizer):
+    """Token 7 is the first byte of a character; of token 8 nobody knows."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Nothing that could be read."""
+        return "\N{REPLACEMENT CHARACTER}"
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What the vocabulary says."""
+        return {7: b"\xe2"}.get(token_id)
+
+
+def test_half_a_character_has_its_bytes() -> None:
+    """They are asked for only where the text does not have them."""
+    (first, second) = TokenTexts(HalfTokenizer()).name([TokenLogprob(7, -1.0, 1), TokenLogprob(8, -1.0, 1)])
+    assert (first.octets, second.octets) == (b"\xe2", None)

@@ -1,7 +1,8 @@
 """The tokenizer behind the server's seam."""
 
 import pytest
-from tokenizers import normalizers
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from smartspec.config import ConfigError
 from smartspec.execution.tokenizer import HuggingFaceTokenizer, check_same
@@ -58,3 +59,13 @@ def test_equal_vocabularies_with_other_rules_are_told_apart() -> None:
     other.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(ConfigError, match="is split in other tokens"):
         check_same(byte_tokenizer(300), other)
+
+
+def test_tokens_that_are_no_text_have_bytes() -> None:
+    """In a byte-level vocabulary all tokens' bytes join to the text's; a byte fallback is spelled in hexadecimal."""
+    tokenizer = HuggingFaceTokenizer(byte_tokenizer(384))
+    text = "naïve 東京 🙂\n\x00"
+    pieces = [tokenizer.token_bytes(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+    assert b"".join(piece or b"?" for piece in pieces).decode() == text
+    fallback = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"<0xE2>": 0, "東": 1}, [])))
+    assert [HuggingFaceTokenizer(fallback).token_bytes(token) for token in (0, 1, 2)] == [b"\xe2", None, None]
