@@ -13,7 +13,8 @@ from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsPro
 from markov import MarkovModel, ToyRequest, adjusted, generate
 from smartspec.execution.logit_rules import LogitRules, Span
 from smartspec.policy.types import Verifier
-from smartspec.scheduling.request import LogitRule, RuledText, SamplingParams
+from smartspec.scheduling.request import LogitRule, Request, RuledText, SamplingParams
+from smartspec.scheduling.stopping import finish_reason_at
 
 VOCAB = 40
 TARGET = MarkovModel.random(VOCAB, 1)
@@ -83,7 +84,7 @@ def test_every_row_is_adjusted_for_its_own_text(
         for row in range(len(ahead) + 1):
             output_so_far = [*committed[len(prompt) :], *ahead[:row]]
             expected = adjusted(before[1 + row].double().numpy(), sampling, prompt, output_so_far)
-            assert logits[1 + row].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+            assert logits[1 + row].tolist() == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-5)
         if text is not None and ahead:
             alone = before[-2:-1].clone()
             rules.adjust(alone, [Span(0, text, ahead, len(ahead))])
@@ -153,3 +154,30 @@ def test_rules_are_followed_while_drafting() -> None:
         rule = None if fields else NoRepeat()
         generate(TARGET, draft, [ToyRequest(3, sampling, "coupled", "draft", (4,), rule=rule)], 25)
         assert len(draft.calls) == 5 * 4
+
+
+class Ending(LogitRule):
+    """Nothing but token 2 may follow, once the output has two tokens."""
+
+    def adjust(self, logits: Tensor, text: RuledText, ahead: Sequence[int], first: int) -> None:
+        """Leave one token."""
+        for row in range(len(ahead) + 1 - first):
+            if text.num_output_tokens + first + row >= 2:
+                logits[row, torch.arange(logits.shape[1]) != 2] = -torch.inf
+
+
+def test_a_rule_that_lets_nothing_else_follow_may_end_before_min_tokens() -> None:
+    """Where it leaves a choice, endings stay banned; where it leaves none, no row is without a token."""
+    sampling = SamplingParams(min_tokens=9)
+    text = RuledText.of(sampling, [1, 5], 1, Ending())
+    assert text is not None
+    logits = torch.zeros(3, 6)
+    LogitRules(frozenset({2, 4})).adjust(logits, [Span(0, text, (3, 3))])
+    finite = [row.isfinite().nonzero().flatten().tolist() for row in logits]
+    assert finite == [[0, 1, 3, 5], [2], [2]]
+    request = Request("a", [1], sampling, 0, 0.0, eos_token_ids=frozenset({2, 4}), rule=Ending())
+    request.token_ids += [5, 3, 2]
+    assert finish_reason_at(request, 2, 100) == "stop"
+    free = Request("b", [1], sampling, 0, 0.0, eos_token_ids=frozenset({2, 4}))
+    free.token_ids += [5, 3, 2]
+    assert finish_reason_at(free, 2, 100) is None
