@@ -1,9 +1,10 @@
 """The prompts: cut from files that neither model has seen, each used once per round for every mode."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from smartspec.loadgen.prompts import texts
 
 ROOT = Path(__file__).parents[2]
 SHORT_CHARACTERS = 400
@@ -25,8 +26,7 @@ class Workload:
 
 def read(path: Path) -> tuple[str, ...]:
     """The short prompts of a JSON Lines file with a field `prompt`: long ones would make requests unequal work."""
-    prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines() if line.strip()]
-    return tuple(prompt for prompt in prompts if len(prompt) <= SHORT_CHARACTERS)
+    return tuple(prompt for prompt in texts(path) if len(prompt) <= SHORT_CHARACTERS)
 
 
 def code() -> Workload:
@@ -41,8 +41,7 @@ def sampled() -> Workload:
 
 def edit() -> Workload:
     """Go on with code that repeats what stands before it (`edits.py`): prompt lookup finds most of it."""
-    lines = (ROOT / "benchmarks/edits.jsonl").read_text().splitlines()
-    return Workload("edit", tuple(json.loads(line)["prompt"] for line in lines))
+    return Workload("edit", texts(ROOT / "benchmarks/edits.jsonl"))
 
 
 def _shuffled(prompts: Sequence[str]) -> tuple[str, ...]:

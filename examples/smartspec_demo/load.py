@@ -2,14 +2,16 @@
 
 import asyncio
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aiohttp import ClientError, ClientResponse, ClientSession
+from aiohttp import ClientSession
 from yarl import URL
+
+from smartspec.loadgen import client as loadgen
+from smartspec.loadgen.client import Job
 
 Mode = Literal["request", "off", "fixed"]
 
@@ -20,7 +22,6 @@ SPECULATION: dict[Mode, dict[str, Any]] = {
     "fixed": {"mode": "fixed", "max_tokens": FIXED_TOKENS},
 }
 MAX_THROTTLED = 20
-LONGEST_PROMPT_CHARACTERS = 400
 ERROR_PAUSE_SECONDS = 0.5
 """A client that fails at once must not try again ten thousand times a second."""
 
@@ -56,9 +57,8 @@ class Clients:
     ) -> None:
         self.samples: list[Sample] = []
         self.in_flight: Counter[Mode] = Counter()
-        self._session = session
-        self._url = url / "v1/completions"
-        self._model = model
+        fields = {"temperature": 0, "ignore_eos": True}
+        self._client = loadgen.Client(session, url, model, fields=fields, clock=clock)
         self._prompts = prompts
         self._clock = clock
 
@@ -68,25 +68,17 @@ class Clients:
 
     async def complete(self, prompt: str, *, phase: str, mode: Mode, max_tokens: int) -> Sample:
         """One greedy request of exactly *max_tokens* tokens, so that equal requests are equal work."""
-        body = {
-            "model": self._model,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "speculation": SPECULATION[mode],
-        }
         started = self._clock()
         self.in_flight[mode] += 1
         try:
-            sample = await self._send(body, Sample(phase, mode, started, 0.0))
-        except (ClientError, TimeoutError, ValueError) as error:
-            what = str(error) or type(error).__name__
-            sample = Sample(phase, mode, started, self._clock() - started, error=what)
+            sent, throttled = await self._send(Job(len(self.samples), 0.0, prompt, max_tokens), started, mode)
         finally:
             self.in_flight[mode] -= 1
+        error = f"{sent.error}: {sent.detail}" if sent.error else ""
+        if not error and sent.tokens != max_tokens:
+            error = f"the stream ended after {sent.tokens} of {max_tokens} tokens"
+        ttft = sent.latency if sent.ttft is None else sent.ttft
+        sample = Sample(phase, mode, started, sent.latency, ttft, sent.tokens, throttled, sent.replica, error)
         self.samples.append(sample)
         if sample.error:
             await asyncio.sleep(ERROR_PAUSE_SECONDS)
@@ -118,42 +110,13 @@ class Clients:
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
 
-    async def _send(self, body: dict[str, Any], sample: Sample) -> Sample:
-        for throttled in range(MAX_THROTTLED):
-            async with self._session.post(self._url, json=body) as answer:
-                if answer.status != 429:
-                    return await self._read(answer, body["max_tokens"], sample, throttled)
-                # As OpenAI's clients do: the server says when to come again, and that is part of the latency.
-                await asyncio.sleep(float(answer.headers.get("Retry-After", "1")))
-        raise ValueError(f"still refused after {MAX_THROTTLED} tries")
-
-    async def _read(self, answer: ClientResponse, wanted: int, sample: Sample, throttled: int) -> Sample:
-        if answer.status != 200:
-            raise ValueError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
-        ttft, tokens, done = 0.0, 0, False
-        async for line in answer.content:
-            if not line.startswith(b"data:"):
-                continue
-            data = line.removeprefix(b"data:").strip()
-            if data == b"[DONE]":
-                done = True  # and on to the stream's end: a connection read to its end is used again
-                continue
-            event = json.loads(data)
-            if "error" in event:
-                raise ValueError(str(event["error"].get("message", event["error"])))
-            if not ttft and any(choice.get("text") for choice in event["choices"]):
-                ttft = self._clock() - sample.started
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        latency = self._clock() - sample.started
-        error = "" if done and tokens == wanted else f"the stream ended after {tokens} of {wanted} tokens"
-        replica = answer.headers.get("X-SmartSpec-Replica", "")
-        return Sample(
-            sample.phase, sample.mode, sample.started, latency, ttft or latency, tokens, throttled, replica, error
-        )
-
-
-def read_prompts(text: str) -> list[str]:
-    """The short prompts of a JSON Lines file whose objects have a field `prompt`: long ones would make equal requests
-    unequal work."""
-    prompts: list[str] = [json.loads(line)["prompt"] for line in text.splitlines() if line.strip()]
-    return [prompt for prompt in prompts if len(prompt) <= LONGEST_PROMPT_CHARACTERS]
+    async def _send(self, job: Job, started: float, mode: Mode) -> tuple[loadgen.Sample, int]:
+        """What became of *job*, and how many 429s were waited out, as OpenAI's clients do: the server says when to come
+        again, and that is part of the latency."""
+        throttled = 0
+        while True:
+            sample = await self._client.send(job, started=started, speculation=SPECULATION[mode])
+            if sample.error != "HTTP 429" or throttled == MAX_THROTTLED:
+                return sample, throttled
+            throttled += 1
+            await asyncio.sleep(1.0 if sample.retry_after is None else sample.retry_after)

@@ -16,6 +16,7 @@ from browser import holds, opened, violations
 from fake_engine import FakeEngine
 from serve_process import ServeProcess, serve_process
 from serving import serving
+from smartspec.loadgen.counters import Speculation, counters
 
 MODELS = Path(__file__).parents[2] / "examples/models"
 PICTURE = os.environ.get("SMARTSPEC_PAGE_PICTURE")
@@ -122,6 +123,32 @@ async def take_picture(page: Any) -> None:
     await page.wait_for_timeout(45_000)
     await page.evaluate("document.activeElement.blur()")
     await page.screenshot(path=PICTURE, full_page=True)
+
+
+async def test_explanations_agree_with_what_the_server_counts(server: ServeProcess) -> None:
+    """Accepted and drafted tokens of all steps are those that `/metrics` counts, the pieces are the text, and asking
+    for an explanation does not change it."""
+    body = {"prompt": "def parse(self, text):\n", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    async with aiohttp.ClientSession(
+        server.url, headers={"Authorization": f"Bearer {KEYS['SMARTSPEC_API_KEY']}"}
+    ) as session:
+
+        async def ask(**more: Any) -> dict[str, Any]:
+            async with session.post("/v1/completions", json=body | more) as answer:
+                choice: dict[str, Any] = (await answer.json())["choices"][0]
+                return choice
+
+        async def counted() -> Speculation:
+            await asyncio.sleep(0.4)  # what is shown may be a moment old
+            return Speculation.of(counters(server.get("/metrics")[1]))
+
+        plain, before = await ask(), await counted()
+        explained, after = await ask(speculation={"explain": True}), await counted()
+    steps = explained["speculation"]["steps"]
+    assert explained["text"] == plain["text"] == "".join(piece for step in steps for piece in step["tokens"])
+    assert sum(len(step["tokens"]) for step in steps) == 40
+    assert sum(step["drafted"] for step in steps) == after.drafted - before.drafted > 0
+    assert sum(step["accepted"] for step in steps) == after.accepted - before.accepted > 0
 
 
 async def test_the_public_page_on_a_phone(server: ServeProcess) -> None:

@@ -25,6 +25,8 @@ from smartspec.loadgen.run import Run, carry_out
 from smartspec.loadgen.summary import Summary
 
 PROBE_SECONDS = 60.0
+SETTLE_SECONDS = 0.4
+"""Before counters are read: a server may show ones that are a moment old, so that scrapes cost it little."""
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -172,6 +174,7 @@ def _unauthorised(options: BenchOptions) -> BenchError:
 
 async def _scrape(client: Client) -> dict[str, float] | None:
     """The server's counters, or None where it shows none."""
+    await asyncio.sleep(SETTLE_SECONDS)
     try:
         async with client.session.get(client.base / "metrics", timeout=ClientTimeout(total=10)) as answer:
             return counters(await answer.text()) or None if answer.status == 200 else None

@@ -28,7 +28,8 @@ class Sample:
     of text and the next.
 
     *error* says in a few words what kind of failure it was, and *detail* what the server said; both are empty for a
-    request that was answered whole.
+    request that was answered whole. *retry_after*: seconds after which a refusal asks to be tried again. *replica* is
+    who answered, where a front says so.
     """
 
     number: int
@@ -41,6 +42,8 @@ class Sample:
     tokens: int = 0
     error: str = ""
     detail: str = ""
+    retry_after: float | None = None
+    replica: str = ""
 
     @property
     def tpot(self) -> float | None:
@@ -76,9 +79,12 @@ class Client:
         due = started + job.due
         late = max(0.0, self.clock() - due)
         reading = _Reading(due, self.clock)
-        error = detail = ""
+        error = detail = replica = ""
+        retry_after: float | None = None
         try:
             async with self.session.post(self.base / self._path, json=self._body(job, speculation)) as answer:
+                retry_after = _number(answer.headers.get("Retry-After"))
+                replica = answer.headers.get("X-SmartSpec-Replica", "")
                 await _read(answer, reading)
         except _RequestError as failure:
             error, detail = failure.kind, failure.detail
@@ -97,6 +103,8 @@ class Client:
             tokens=reading.tokens,
             error=error,
             detail=" ".join(detail.split())[:300],
+            retry_after=retry_after,
+            replica=replica,
         )
 
     @property
@@ -175,6 +183,14 @@ async def _read(answer: ClientResponse, reading: _Reading) -> None:
         raise _RequestError("cut short", f"the stream ended after {reading.pieces} pieces without a finish_reason")
     # A server that counts no tokens brought at least one with each piece.
     reading.tokens = reading.tokens or reading.pieces
+
+
+def _number(text: str | None) -> float | None:
+    """Seconds of a Retry-After; None for a date, which no server of this kind sends."""
+    try:
+        return None if text is None else max(0.0, float(text))
+    except ValueError:
+        return None
 
 
 def error_message(text: str) -> str:

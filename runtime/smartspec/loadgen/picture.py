@@ -51,6 +51,6 @@ def draw(summaries: Sequence[Summary], described: str, file: Path) -> None:
         axes.grid(alpha=0.25)
         axes.set_xlim(left=0)
     over_time.set_ylim(bottom=0)
-    within.legend(frameon=False, fontsize=8, loc="lower right")
+    within.legend(framealpha=0.85, edgecolor="none", fontsize=8, loc="lower right")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)

@@ -125,7 +125,7 @@ class Chart {
     return {
       width: Math.max(120, this.plot.clientWidth),
       height: 150,
-      padding: [8, 8, 0, 0],
+      padding: [8, 26, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { setScale: false, x: false }, sync: { key: "page" } },
       hooks: { setCursor: [(uplot) => this.showValues(uplot.cursor.idx)] },

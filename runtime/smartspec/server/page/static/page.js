@@ -171,7 +171,7 @@ function about(server) {
   const parts = [`SmartSpec ${server.version}`];
   if (server.policy) parts.push(`policy ${server.policy}, generation ${server.generation}, at most ${server.max_speculative_tokens} tokens`);
   if (server.device) parts.push(`${server.device}, ${server.dtype}`);
-  if (server.draft) parts.push(`draft ${server.draft}`);
+  if (server.draft) parts.push(`draft ${server.draft.split("/").at(-1)}`);
   if (server.kv_cache_tokens) parts.push(`cache of ${server.kv_cache_tokens.toLocaleString("en")} tokens`);
   return parts.join(" · ");
 }
@@ -186,7 +186,6 @@ find("key-form").addEventListener("submit", (event) => {
 
 find("pause").addEventListener("click", (event) => {
   page.isPaused = !page.isPaused;
-  event.target.setAttribute("aria-pressed", String(page.isPaused));
   event.target.textContent = page.isPaused ? "Go on" : "Pause";
   if (!page.isPaused && page.server) show();
 });
