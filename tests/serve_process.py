@@ -70,6 +70,11 @@ class ServeProcess:
             time.sleep(0.05)
         return self
 
+    def resident_mebibytes(self) -> float:
+        """Its memory now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
     def wait(self, seconds: float = 20.0) -> int:
         """The exit status, when it has ended."""
         status = self.process.wait(seconds)

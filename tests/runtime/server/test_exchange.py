@@ -106,6 +106,21 @@ async def test_keys_have_names_and_the_engine_counts_by_them(tmp_path: Path) -> 
     assert [(request.tenant, request.priority) for request in engine.requests] == [("alice", -3), ("bob", -3)]
 
 
+async def test_a_new_key_is_let_in_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is looked at again and again; who was withdrawn is out."""
+    monkeypatch.setattr("smartspec.server.keys.RELOAD_SECONDS", 0.01)
+    file = tmp_path / "keys"
+    file.write_text("old alice\n")
+    async with serving(FakeEngine(), api_key_file=file, headers={"Authorization": "Bearer newer"}) as server:
+        assert (await server.get("/v1/models"))[0] == 401
+        file.write_text("newer alice\n")
+        async with asyncio.timeout(5):
+            while (await server.get("/v1/models"))[0] == 401:  # noqa: ASYNC110 (as a client would)
+                await asyncio.sleep(0.01)
+        async with server.public.get("/v1/models", headers={"Authorization": "Bearer old"}) as response:
+            assert response.status == 401
+
+
 async def test_a_single_key_leaves_no_room_for_others(tmp_path: Path) -> None:
     """There are none: its holder may fill the queue."""
     (tmp_path / "keys").write_text("one alice\nother alice\n")
