@@ -10,8 +10,8 @@ from smartspec.server.protocol import GenerationBody
 
 
 async def test_every_route_is_described_and_open_to_read() -> None:
-    """Without a key."""
-    async with serving(FakeEngine(), api_key="sesame") as server:
+    """Without a key; with the page on too, whose files are no API."""
+    async with serving(FakeEngine(), api_key="sesame", page=True) as server:
         status, document = await server.get("/openapi.json")
         assert status == 200
         assert document["openapi"] == "3.1.0"
