@@ -89,7 +89,7 @@ schemas = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(schema=schemas, seed=st.integers(0, 5), length=st.integers(0, 5), temperature=st.sampled_from([0.0, 1.0]))
 def test_random_schemas_give_valid_json(schema: dict[str, Any], seed: int, length: int, temperature: float) -> None:
     """Whatever the schema, model and speculation: a text that ends is valid by the schema."""
