@@ -1,0 +1,192 @@
+"""The images of the Dockerfile as pods: under the restricted profile, by Service and DNS, until told to stop."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodes import DRAFT, OPERATOR_IMAGE, RUNTIME_IMAGE, SCRIPT, TARGET
+
+Kubectl = Callable[..., str]
+Manifest = dict[str, Any]
+
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+PROMPT = {"model": "stdlib-target", "prompt": "def parse(self, text):", "max_tokens": 32, "temperature": 0}
+ASK = """
+import json, sys, urllib.request
+request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request, timeout=60).read().decode())
+"""
+FINALIZER = "smartspec.io/watched-by-a-test"
+"""Keeps a pod's last status readable after its deletion."""
+
+
+def pod(name: str, image: str, **container: Any) -> Manifest:
+    """A pod under the restricted profile, with the two folders that may be written to."""
+    made = {
+        "name": "main",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "securityContext": RESTRICTED,
+        "volumeMounts": [{"name": "cache", "mountPath": "/cache"}, {"name": "tmp", "mountPath": "/tmp"}],
+        **container,
+    }
+    user = {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}, "finalizers": [FINALIZER]},
+        "spec": {
+            "restartPolicy": "Never",
+            "enableServiceLinks": False,
+            "securityContext": user,
+            "containers": [made],
+            "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def here(kubectl: Kubectl) -> Iterator[Kubectl]:
+    """kubectl in a namespace that the tests of this module share: starting a replica takes half a minute."""
+    name = f"n-images-{os.getpid()}"
+    kubectl("create", "namespace", name)
+
+    def run(*arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        return kubectl("-n", name, *arguments, stdin=stdin, check=check)
+
+    yield run
+    for left in run("get", "pods", "-o", "name").split():
+        run("patch", left, "--type=merge", "-p", '{"metadata": {"finalizers": null}}', check=False)
+    kubectl("delete", "namespace", name, "--timeout=120s")
+
+
+def apply(here: Kubectl, *manifests: Manifest) -> None:
+    """Apply *manifests*."""
+    here("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+
+
+def is_ready(here: Kubectl, name: str) -> None:
+    """Wait for the pod to be ready; its log is told when it is not."""
+    try:
+        here("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=240s")
+    except AssertionError as error:
+        error.add_note(here("describe", "pod", name, check=False))
+        error.add_note(here("logs", name, "--tail=40", check=False))
+        raise
+
+
+def exit_code(here: Kubectl, name: str) -> int:
+    """Delete the pod as `kubectl delete` does; the status its process ended with."""
+    here("delete", "pod", name, "--wait=false")
+    ended = "{.status.containerStatuses[0].state.terminated.exitCode}"
+    for _ in range(600):
+        if code := here("get", "pod", name, "-o", f"jsonpath={ended}"):
+            return int(code)
+        subprocess.run(["sleep", "0.1"], check=True)
+    raise AssertionError(here("logs", name, "--tail=40", check=False))
+
+
+@pytest.fixture(scope="module")
+def replica(here: Kubectl) -> str:
+    """A ready pod of the runtime image that serves the bundled pair behind a Service named as it is."""
+    arguments = ["serve", TARGET, "--draft", DRAFT, "--host", "0.0.0.0", "--port", "8000", "--lame-duck", "1"]
+    probe = {"httpGet": {"path": "/ready", "port": 8000}, "periodSeconds": 1}
+    resources = {"limits": {"cpu": "2", "memory": "2Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "replica"},
+        "spec": {"selector": {"app": "replica"}, "ports": [{"port": 80, "targetPort": 8000}]},
+    }
+    # By arguments alone: the entry point is the image's own.
+    apply(here, pod("replica", RUNTIME_IMAGE, args=arguments, readinessProbe=probe, resources=resources), service)
+    is_ready(here, "replica")
+    return "replica"
+
+
+def test_a_replica_serves_the_bundled_pair_by_its_dns_name(here: Kubectl, replica: str) -> None:
+    """Another pod asks `http://replica/v1/completions`, and gets 32 tokens: no hub, no token, no write to the image."""
+    url = f"http://{replica}/v1/completions"
+    apply(here, pod("client", OPERATOR_IMAGE, command=["python", "-c", ASK, url, json.dumps(PROMPT)]))
+    for _ in range(300):
+        phase = here("get", "pod", "client", "-o", "jsonpath={.status.phase}")
+        if phase in ("Succeeded", "Failed"):
+            break
+        subprocess.run(["sleep", "0.2"], check=True)
+    log = here("logs", "client", check=False)
+    assert phase == "Succeeded", log
+    answer = json.loads(log)
+    assert answer["usage"]["completion_tokens"] == 32
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["choices"][0]["text"].strip()
+
+
+def test_a_replica_meets_the_restricted_profile(here: Kubectl, replica: str) -> None:
+    """Its process is user and group 65532, has no capability, and can write to the mounted folders alone."""
+    status = here("exec", replica, "--", "cat", "/proc/1/status")
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in status.splitlines())}
+    assert set(fields["Uid"]) == set(fields["Gid"]) == {"65532"}
+    assert int(fields["CapEff"][0], 16) == int(fields["CapBnd"][0], 16) == 0
+    assert fields["NoNewPrivs"] == ["1"]
+    writable = here(
+        "exec", replica, "--", "sh", "-c", "for d in / /venv /models /tmp /cache; do test -w $d && echo $d; done; true"
+    )
+    assert writable.split() == ["/tmp", "/cache"]
+
+
+def test_a_replica_compiles_its_forward(here: Kubectl, replica: str) -> None:
+    """The compiler and the headers it needs are there, and what it writes has a place."""
+    assert "compiled=True" in here("logs", replica), here("logs", replica)
+
+
+def test_a_replica_ends_in_order_when_its_pod_is_deleted(here: Kubectl, replica: str) -> None:
+    """SIGTERM reaches the server behind the image's entry point, and it exits with 0. The last test of this replica."""
+    assert exit_code(here, replica) == 0
+
+
+def test_the_operator_ends_in_order_when_its_pod_is_deleted(here: Kubectl, kubectl: Kubectl) -> None:
+    """The operator's image runs the operator under the same profile, and SIGTERM ends it with 0."""
+    account = f"operator-{os.getpid()}"
+    namespace = json.loads(here("create", "serviceaccount", account, "-o", "json"))["metadata"]["namespace"]
+    kubectl(
+        "create",
+        "clusterrolebinding",
+        account,
+        "--clusterrole=cluster-admin",
+        f"--serviceaccount={namespace}:{account}",
+    )
+    try:
+        kubectl("apply", "--validate=false", "-f", str(SCRIPT.parents[2] / "crds"))
+        probe = {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}
+        made = pod(
+            "operator",
+            OPERATOR_IMAGE,
+            args=["run", "--namespace", namespace, "--probe-port=8080"],
+            readinessProbe=probe,
+        )
+        made["spec"]["serviceAccountName"] = account
+        apply(here, made)
+        is_ready(here, "operator")
+        assert exit_code(here, "operator") == 0
+    finally:
+        kubectl("delete", "clusterrolebinding", account)
+
+
+@pytest.mark.parametrize(("image", "megabytes"), [(OPERATOR_IMAGE, 200), (RUNTIME_IMAGE, 1900)])
+def test_an_image_keeps_its_size(image: str, megabytes: int, node: Path) -> None:
+    """What we put above the base fits its bound; docs/operator.md says what the runtime's is made of."""
+    if not node.with_name("apiserver.pid").exists():
+        pytest.skip("the images were built elsewhere")
+    size = int(subprocess.check_output([SCRIPT, "size", image], text=True))
+    print(f"{image}: {size} MB above its base")
+    assert size < megabytes
