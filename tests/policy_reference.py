@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartspec.policy import acceptance, chances, kalman, own_evidence, worth
-from smartspec.policy.assignment import FEW_TORN
 from smartspec.policy.costs import Costs
-from smartspec.policy.goodput import GOOD_GUESS, Plan, Problem
+from smartspec.policy.goodput import Plan, Problem
 from smartspec.policy.regression import WIDEST_APART, WIDEST_TOGETHER, Array
-from smartspec.policy.scan import scan
+from smartspec.policy.scan import FEW_TORN, GOOD_GUESS, scan
 from smartspec.policy.types import RequestOutcome
 
 

@@ -5,11 +5,9 @@ rejection are censored: nobody knows what would have become of them, so they are
 usual metric, is biased low in this formula). Evidence fades with the tokens generated, never with the clock.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from msgspec.structs import astuple
 
 from smartspec.policy.chances import (
     DRAFT,
@@ -30,6 +28,7 @@ from smartspec.policy.chances import (
     rows_of,
     survival,
 )
+from smartspec.policy.columns import by_letter, columns_of
 from smartspec.policy.own_evidence import NOBODY, OwnEvidence
 from smartspec.policy.regression import Array, Ints
 from smartspec.policy.settings import AcceptancePrior
@@ -41,14 +40,8 @@ MOST_PRIOR_TRIALS = 400.0
 """Trials handed in count as at most this many per position: they were made elsewhere."""
 
 VERIFIER = {verifier: index for index, verifier in enumerate(VERIFIERS)}
-PROPOSER = {proposer: index for index, proposer in enumerate(PROPOSERS)}
-
-
-def numbers_of(names: Sequence[str], number: Mapping[Any, int]) -> Ints:
-    """*names*, at least one, by number; mostly they are all alike."""
-    if names.count(names[0]) == len(names):
-        return np.full(len(names), number[names[0]], dtype=np.intp)
-    return np.array([number[name] for name in names], dtype=np.intp)
+_VERIFIER = by_letter(VERIFIER)
+_PROPOSER = by_letter({proposer: index for index, proposer in enumerate(PROPOSERS)})
 
 
 def row_of(proposer: Proposer, verifier: Verifier, match_tokens: int = 0) -> int:
@@ -122,11 +115,10 @@ class AcceptanceModel:
         self._estimate()
 
     def _learn(self, outcomes: Sequence[RequestOutcome]) -> None:
-        requests, by, verified, num_drafted, num_accepted, matched = zip(*map(astuple, outcomes), strict=True)
-        proposers, verifiers = numbers_of(by, PROPOSER), numbers_of(verified, VERIFIER)
-        drafted, accepted = np.array(num_drafted, dtype=np.intp), np.array(num_accepted, dtype=np.intp)
-        slots = self._own.slots_for(requests)
-        rows = rows_of(proposers, verifiers, np.array(matched, dtype=np.intp))
+        _, proposers, verifiers, drafted, accepted, matches = columns_of(outcomes)
+        proposers, verifiers = _PROPOSER[proposers], _VERIFIER[verifiers]
+        slots = self._own.slots_for([outcome.request_id for outcome in outcomes])
+        rows = rows_of(proposers, verifiers, matches)
         self._own.learn(slots, proposers, drafted, accepted, rows, self._rates, self.step)
         count_outcomes(self._accepted, self._trials, self._tried_in, rows, drafted, accepted, self.step)
 

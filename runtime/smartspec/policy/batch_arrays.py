@@ -3,33 +3,34 @@
 from typing import NamedTuple
 
 import numpy as np
-from msgspec.structs import astuple
 from numpy.typing import NDArray
 
-from smartspec.policy.acceptance import VERIFIER, AcceptanceModel, numbers_of
+from smartspec.policy.acceptance import VERIFIER, AcceptanceModel
+from smartspec.policy.columns import NOTHING, by_letter, columns_of
 from smartspec.policy.costs import Costs
 from smartspec.policy.goodput import Plan, Problem
 from smartspec.policy.regression import Array, Ints
-from smartspec.policy.types import BatchState, Candidate, Choice, SpeculationMode, StepFeatures
+from smartspec.policy.types import BatchState, Candidate, Choice, StepFeatures
 from smartspec.policy.worth import long_run_worth
 
 CATCHUP_STEPS = 16.0
 """Feeding the draft what it missed is an investment: its cost is weighed as if spread over this many steps."""
 MOST_TOKENS = 32
 
-_CHOICES = tuple(tuple(Choice(proposer, num) for num in range(MOST_TOKENS + 1)) for proposer in ("lookup", "draft"))
+_CHOICES = tuple(Choice(proposer, num) for proposer in ("lookup", "draft") for num in range(MOST_TOKENS + 1))
 """All choices there are: they are frozen, and made once."""
+_VERIFIER = by_letter(VERIFIER)
 
 
-class Columns(NamedTuple):
-    """The candidates of a step by field [R]. `verifiers` are numbers of `VERIFIER`; `lag` is at least 1, whoever
-    `can_draft`; `slots` say where the acceptance model keeps what each request has shown."""
+class BatchColumns(NamedTuple):
+    """The candidates of a step by field [R]. `verifiers` are numbers of `VERIFIER`, `modes` first letters; `lag` is at
+    least 1, whoever `can_draft`; `slots` say where the acceptance model keeps what each request has shown."""
 
-    request_ids: tuple[str, ...]
+    request_ids: list[str]
     context: Array
     room: Ints
     verifiers: Ints
-    modes: tuple[SpeculationMode, ...]
+    modes: Ints
     lag: Array
     can_draft: NDArray[np.bool_]
     copies: Ints
@@ -37,26 +38,26 @@ class Columns(NamedTuple):
     slots: Ints
 
 
-def columns_of(candidates: tuple[Candidate, ...], acceptance: AcceptanceModel) -> Columns:
-    """At least one candidate, in columns."""
-    request_ids, context, room, verifiers, modes, lags, copies, matches = zip(*map(astuple, candidates), strict=True)
-    lag = np.array(lags, dtype=np.float64)  # None is not a number
-    return Columns(
+def batch_columns(candidates: tuple[Candidate, ...], acceptance: AcceptanceModel) -> BatchColumns:
+    """At least one candidate, in batch."""
+    _, context, room, verifiers, modes, lag, copies, matches = columns_of(candidates)
+    request_ids = [candidate.request_id for candidate in candidates]
+    return BatchColumns(
         request_ids,
-        np.array(context, dtype=np.float64),
-        np.array(room, dtype=np.intp),
-        numbers_of(verifiers, VERIFIER),
+        context.astype(np.float64),
+        room,
+        _VERIFIER[verifiers],
         modes,
-        np.fmax(lag, 1.0),
-        ~np.isnan(lag),
-        np.array(copies, dtype=np.intp),
-        np.array(matches, dtype=np.intp),
+        np.maximum(lag, 1).astype(np.float64),
+        lag != NOTHING,
+        copies,
+        matches,
         acceptance.slots_of(request_ids),
     )
 
 
 def problem_of(
-    columns: Columns,
+    columns: BatchColumns,
     acceptance: AcceptanceModel,
     costs: Costs,
     forced: Ints,
@@ -82,21 +83,18 @@ def problem_of(
     return Problem(draft, lookup, first_rows, columns.context, forced, worth, max_nodes, tpot_target_seconds)
 
 
-def plain_features(batch: BatchState) -> StepFeatures:
-    """What the step will consist of without speculation."""
-    candidates = batch.candidates
+def plain_features(batch: BatchState, context_tokens: int) -> StepFeatures:
+    """What the step will consist of without speculation, when those who decode attend to *context_tokens*."""
+    num = len(batch.candidates)
     return StepFeatures(
-        target_tokens=len(candidates) + batch.prefill_tokens,
-        context_tokens=sum([c.context_tokens for c in candidates]) + batch.prefill_context_tokens,
-        num_requests=len(candidates) + batch.num_prefills,
+        target_tokens=num + batch.prefill_tokens,
+        context_tokens=context_tokens + batch.prefill_context_tokens,
+        num_requests=num + batch.num_prefills,
         prefill_tokens=batch.prefill_tokens,
     )
 
 
-def choices_of(request_ids: tuple[str, ...], plan: Plan) -> dict[str, Choice]:
+def choices_of(request_ids: list[str], plan: Plan) -> dict[str, Choice]:
     """*plan* by request id; requests without speculation are not in it."""
-    return {
-        request_id: _CHOICES[drafts][num]
-        for request_id, drafts, num in zip(request_ids, plan.uses_draft.tolist(), plan.num_tokens.tolist(), strict=True)
-        if num
-    }
+    codes = plan.num_tokens + (MOST_TOKENS + 1) * plan.uses_draft
+    return {request_id: _CHOICES[code] for request_id, code in zip(request_ids, codes.tolist(), strict=True) if code}

@@ -4,8 +4,9 @@ from collections import deque
 from typing import Any
 
 from smartspec.policy import uniform
-from smartspec.policy.acceptance import AcceptanceModel, numbers_of
-from smartspec.policy.batch_arrays import Columns, choices_of, columns_of, plain_features, problem_of
+from smartspec.policy.acceptance import AcceptanceModel
+from smartspec.policy.batch_arrays import BatchColumns, batch_columns, choices_of, plain_features, problem_of
+from smartspec.policy.columns import by_letter
 from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import LINE, Regressors
 from smartspec.policy.goodput import Plan, optimise
@@ -52,6 +53,9 @@ class SpeculationPolicy:
         if priors is not None and priors.key != self._key:
             raise ValueError(f"priors.key is {priors.key!r}, but this runtime is {self._key!r}")
         self._settings = settings
+        ceiling = settings.max_speculative_tokens
+        auto = {"off": 0, "fixed": ceiling}.get(settings.policy, -1)
+        self._forced = by_letter({"auto": auto, "off": 0, "fixed": ceiling})
         self._guard.reset()
         if priors is not None:
             self._acceptance.adopt(priors.acceptance)
@@ -67,8 +71,8 @@ class SpeculationPolicy:
         num, ceiling = len(batch.candidates), self._settings.max_speculative_tokens
         if not self._may_speculate(batch):
             return self._plain(batch)
-        columns = columns_of(batch.candidates, self._acceptance)
-        forced = self._forced(columns)
+        columns = batch_columns(batch.candidates, self._acceptance)
+        forced = self._forced[columns.modes]
         if not forced.any():
             return self._plain(batch)
         context_tokens = int(columns.context.sum())
@@ -78,7 +82,7 @@ class SpeculationPolicy:
         weighed = costs
         if self._settings.policy == "batch":
             weighed = costs_of(batch, self._line, context_tokens, most_nodes)
-        plan, probe = self._plan(batch, columns, forced, weighed)
+        plan, probe = self._plan(batch, columns, context_tokens, forced, weighed)
         num_nodes, baseline = int(plan.num_tokens.sum()), float(costs.target[0])
         seconds, tokens = baseline, float(num)
         if num_nodes:
@@ -97,7 +101,9 @@ class SpeculationPolicy:
         choices = choices_of(columns.request_ids, plan)
         return Decision(choices, seconds, tokens, baseline, float(num), probe=probe, reason=reason)
 
-    def _plan(self, batch: BatchState, columns: Columns, forced: Ints, costs: Costs) -> tuple[Plan, bool]:
+    def _plan(
+        self, batch: BatchState, columns: BatchColumns, context_tokens: int, forced: Ints, costs: Costs
+    ) -> tuple[Plan, bool]:
         """The plan for a batch in which somebody may speculate, and whether it is a probe."""
         target = self._settings.tpot_target_seconds
         by_paper = self._settings.policy == "batch"
@@ -125,7 +131,7 @@ class SpeculationPolicy:
             costs,
             columns,
             self._acceptance,
-            plain_uncertainty=lambda: self._latency.uncertainty(plain_features(batch)),
+            plain_uncertainty=lambda: self._latency.uncertainty(plain_features(batch, context_tokens)),
         )
         return (plan, False) if probe is None else (probe, True)
 
@@ -137,16 +143,12 @@ class SpeculationPolicy:
 
     def _plain(self, batch: BatchState) -> Decision:
         """The step without speculation."""
-        num = len(batch.candidates)
-        seconds = self._latency.predict(plain_features(batch)).total if num or batch.prefill_tokens else 0.0
+        num, seconds = len(batch.candidates), 0.0
+        if num or batch.prefill_tokens:
+            context_tokens = sum([c.context_tokens for c in batch.candidates])
+            seconds = self._latency.predict(plain_features(batch, context_tokens)).total
         reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
         return Decision({}, seconds, num, seconds, num, reason=reason)
-
-    def _forced(self, columns: Columns) -> Ints:
-        """Tokens each request takes regardless of goodput [R], -1 where the policy is free to choose."""
-        ceiling = self._settings.max_speculative_tokens
-        auto = {"off": 0, "fixed": ceiling}.get(self._settings.policy, -1)
-        return numbers_of(columns.modes, {"auto": auto, "off": 0, "fixed": ceiling})
 
     def limits(self, batch: BatchState) -> Limits:
         """How many requests may run, and how much prefill a step may take, within the TPOT target."""

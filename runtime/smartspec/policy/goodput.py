@@ -14,13 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smartspec.policy.assignment import assignments
 from smartspec.policy.costs import Costs
 from smartspec.policy.regression import Array, Ints
 from smartspec.policy.scan import search
-
-GOOD_GUESS = 1.25
-"""A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
 
 
 @dataclass(frozen=True)
@@ -70,34 +66,11 @@ def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float = 0.0
     and refined here. *drafting* says whether the draft was used in the last step, and *margin* by what share the
     other way (with the draft, without it) must be better to be taken instead: 0.02 is 2 %.
     """
-    nodes = costs.target[: problem.most_nodes + 1]
-    forwards = costs.forwards(max(len(problem.draft), math.ceil(problem.first_rows.sum())) + 1)
+    most_rows = max(len(problem.draft), math.ceil(problem.first_rows.sum())) + 1
     target = math.inf if problem.tpot_target_seconds is None else problem.tpot_target_seconds
-
-    def ways_at(rate: float) -> tuple[NDArray[np.bool_], Array]:
-        ways = assignments(
-            problem.draft, problem.lookup, problem.worth, problem.first_rows, problem.context, nodes, forwards,
-            costs.draft_context, rate,
-        )  # fmt: skip
-        return ways, np.full(len(ways), rate)
-
-    def best_of(ways: NDArray[np.bool_], rates: Array) -> tuple[Plan, float]:
-        lengths, drafted, figures, reached = search(
-            problem.draft, problem.lookup, ways, rates, problem.worth, problem.forced, problem.first_rows,
-            problem.context, nodes, forwards, costs.draft_context, costs.sunk, target, margin, drafting,
-        )  # fmt: skip
-        return Plan(lengths, drafted & (lengths > 0), *figures), reached
-
-    ways, rates = ways_at(rate)
-    plan, reached = best_of(ways, rates)
-    if 1.0 / GOOD_GUESS < reached / rate < GOOD_GUESS or not _costs_differ(problem, costs):
-        return plan
-    more, more_rates = ways_at(reached)
-    plan, _ = best_of(np.concatenate((ways, more)), np.concatenate((rates, more_rates)))
-    return plan
-
-
-def _costs_differ(problem: Problem, costs: Costs) -> bool:
-    """Whether nodes of equal gain may cost differently, so that their order depends on what a second is worth."""
-    by_lag = problem.first_rows.max() > 2.0
-    return bool(by_lag or costs.draft_context > 0.0 or (problem.lookup[:, 0] > 0).any())
+    lengths, drafted, figures = search(
+        problem.draft, problem.lookup, problem.worth, problem.forced, problem.first_rows, problem.context,
+        costs.target[: problem.most_nodes + 1], costs.forwards(most_rows), costs.draft_context, costs.sunk, target,
+        rate, margin, drafting,
+    )  # fmt: skip
+    return Plan(lengths, drafted & (lengths > 0), *figures)

@@ -1,6 +1,7 @@
 """What single requests have shown of their own acceptance: a slot of some arrays for each, kept while it runs."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,12 @@ class OwnEvidence:
 
     def slots_of(self, requests: Sequence[str]) -> Ints:
         """The slots [R] of *requests*, nobody's where nothing was learned of one."""
-        get = self._slots.get
-        return np.array([get(request, NOBODY) for request in requests], dtype=np.intp)
+        return np.fromiter(map(self._slots.get, requests, repeat(NOBODY)), np.intp, len(requests))
 
     def slots_for(self, requests: Sequence[str]) -> Ints:
         """The slots [R] of *requests*, given to those that have none."""
-        slots = self._slots
         try:
-            return np.array([slots[request] for request in requests], dtype=np.intp)
+            return np.fromiter(map(self._slots.__getitem__, requests), np.intp, len(requests))
         except KeyError:
             return np.array([self._slot_for(request) for request in requests], dtype=np.intp)
 

@@ -7,12 +7,14 @@ time, so that probing can neither die (as where speculation is switched off for 
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from smartspec.policy.acceptance import AcceptanceModel
-from smartspec.policy.batch_arrays import Columns
+from smartspec.policy.batch_arrays import BatchColumns
 from smartspec.policy.costs import Costs
 from smartspec.policy.goodput import Plan, Problem
 from smartspec.policy.regression import Array, Ints
@@ -75,7 +77,7 @@ class Prober:
         plan: Plan,
         problem: Problem,
         costs: Costs,
-        columns: Columns,
+        columns: BatchColumns,
         acceptance: AcceptanceModel,
         *,
         plain_uncertainty: Callable[[], float],
@@ -95,28 +97,20 @@ class Prober:
                 return plain
         if self.credit_seconds <= 0.0:
             return None
-        can_copy = problem.lookup[:, 0] > 0.0
         drafted, copied, by_class = acceptance.ages(columns.verifiers, columns.matches, columns.slots)
-        torn = free & plan.uses_draft & can_copy & (by_class >= STALE_CLASS_STEPS)
-        if torn.any():
-            copying = self._try_copying(torn, plan, problem, costs, columns)
+        index, silent, from_draft, age = _neglected(
+            problem.forced, plan.num_tokens, plan.uses_draft, problem.draft, problem.lookup, columns.matches,
+            drafted, copied, by_class,
+        )  # fmt: skip
+        if index >= 0:
+            copying = self._try_copying(index, plan, problem, costs)
             if copying is not None:
                 return copying
-        from_draft = (problem.draft[:, 0] > 0.0) & (~can_copy | (drafted >= copied))
-        age = np.where(from_draft, drafted, copied)
-        silent = free & (plan.num_tokens == 0) & (from_draft | can_copy) & (age >= STALE_STEPS)
-        return (
-            self._try_silent(np.flatnonzero(silent), from_draft, age, plan, problem, costs, columns)
-            if silent.any()
-            else None
-        )
+        return self._try_silent(silent, from_draft, age, plan, problem, costs, columns.lag) if len(silent) else None
 
-    def _try_copying(
-        self, torn: NDArray[np.bool_], plan: Plan, problem: Problem, costs: Costs, columns: Columns
-    ) -> Plan | None:
-        """Copy for the one of *torn* with the longest match what the plan would have drafted: a good draft would else
-        keep prompt lookup, which costs no forward, unknown for ever."""
-        index = int(np.where(torn, columns.matches, -1).argmax())
+    def _try_copying(self, index: int, plan: Plan, problem: Problem, costs: Costs) -> Plan | None:
+        """Copy for that request what the plan would have drafted: a good draft would else keep prompt lookup, which
+        costs no forward, unknown for ever."""
         num_tokens, uses_draft = plan.num_tokens.copy(), plan.uses_draft.copy()
         num_tokens[index] = min(num_tokens[index], np.count_nonzero(problem.lookup[index]))
         uses_draft[index] = False
@@ -131,10 +125,10 @@ class Prober:
         plan: Plan,
         problem: Problem,
         costs: Costs,
-        columns: Columns,
+        lag: Array,
     ) -> Plan | None:
-        """Speculate a little for some of *silent*, whom the plan leaves out."""
-        lag = columns.lag
+        """Speculate a little for some of *silent*, whom the plan leaves out; *from_draft*, *age* and *lag* [R] are who
+        would draft, and for how many steps and tokens each has been left alone."""
         # In turn by age, which is fair, and by what the draft must catch up with, which is cheap.
         keys = (lag[silent], -age[silent]) if self.num_probes % 2 else (-age[silent], lag[silent])
         chosen = silent[np.lexsort(keys)][: max(1, len(age) // GROUP)]
@@ -163,6 +157,40 @@ class Prober:
         self.regret_seconds += regret
         self.num_probes += 1
         return True
+
+
+@njit(
+    "Tuple((int64, int64[::1], boolean[::1], int64[::1]))(int64[::1], int64[::1], boolean[::1], float64[:,::1], "
+    "float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1])",
+    cache=True,
+)  # type: ignore[untyped-decorator]
+def _neglected(
+    forced: Any, num_tokens: Any, uses_draft: Any, draft: Any, lookup: Any, matches: Any, drafted: Any, copied: Any,
+    by_class: Any,
+) -> Any:  # fmt: skip
+    """Whom a plan leaves untried for long, of those free to choose. `drafted`, `copied` and `by_class` [R] are ages in
+    steps (see `AcceptanceModel.ages`), the rest as in `Problem` and `Plan`.
+
+    Returns who has the longest match of those who draft and whose class of matches nobody copied lately (-1: nobody);
+    and those who take nothing, had nothing lately, and might have something. What they might have is, for each [R],
+    from the draft or not, by what was longer untried; and for how long it was.
+    """
+    num = len(forced)
+    index, longest = -1, -1
+    silent, count = np.empty(num, dtype=np.int64), 0
+    from_draft, age = np.zeros(num, dtype=np.bool_), np.zeros(num, dtype=np.int64)
+    for r in range(num):
+        can_draft, can_copy = draft[r, 0] > 0.0, lookup[r, 0] > 0.0
+        from_draft[r] = can_draft and (not can_copy or drafted[r] >= copied[r])
+        age[r] = drafted[r] if from_draft[r] else copied[r]
+        if forced[r] >= 0:
+            continue
+        if uses_draft[r] and can_copy and by_class[r] >= STALE_CLASS_STEPS and matches[r] > longest:
+            index, longest = r, matches[r]
+        if num_tokens[r] == 0 and (can_draft or can_copy) and age[r] >= STALE_STEPS:
+            silent[count] = r
+            count += 1
+    return index, silent[:count], from_draft, age
 
 
 def _late_seconds(plan: Plan, problem: Problem, costs: Costs, lag: Array) -> float:

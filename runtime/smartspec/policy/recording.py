@@ -19,11 +19,9 @@ from smartspec.policy.types import (
     Decision,
     Proposer,
     RequestOutcome,
-    SpeculationMode,
     StepFeatures,
     StepOutcome,
     StepSeconds,
-    Verifier,
 )
 
 FORMAT = 1
@@ -67,19 +65,6 @@ class Dropped(Struct, frozen=True, tag="dropped", tag_field="event"):
     lines: int
 
 
-class CandidateRow(Struct, frozen=True, array_like=True):
-    """A `Candidate`, its fields in order."""
-
-    request_id: str
-    context_tokens: int
-    max_speculative_tokens: int
-    verifier: Verifier
-    mode: SpeculationMode
-    draft_lag_tokens: int | None
-    lookup_tokens: int
-    lookup_match_tokens: int
-
-
 class ChoiceRow(Struct, frozen=True, array_like=True):
     """So many tokens from a proposer for the candidate of that index."""
 
@@ -100,7 +85,7 @@ class OutcomeRow(Struct, frozen=True, array_like=True):
 class BatchRecord(Struct, frozen=True, omit_defaults=True):
     """A `BatchState`."""
 
-    candidates: tuple[CandidateRow, ...]
+    candidates: tuple[Candidate, ...]
     max_nodes: int
     prefill_tokens: int = 0
     prefill_context_tokens: int = 0
@@ -145,16 +130,9 @@ class Step(Struct, frozen=True, tag="step", tag_field="event", omit_defaults=Tru
         """What the policy was asked, if it was asked."""
         if self.batch is None:
             return None
-        candidates = tuple(
-            Candidate(
-                row.request_id, row.context_tokens, row.max_speculative_tokens, row.verifier, row.mode,
-                row.draft_lag_tokens, row.lookup_tokens, row.lookup_match_tokens,
-            )
-            for row in self.batch.candidates
-        )  # fmt: skip
         batch = self.batch
         return BatchState(
-            candidates, batch.prefill_tokens, batch.prefill_context_tokens, batch.num_prefills, batch.max_nodes
+            batch.candidates, batch.prefill_tokens, batch.prefill_context_tokens, batch.num_prefills, batch.max_nodes
         )
 
     def outcome(self) -> StepOutcome:
@@ -237,15 +215,8 @@ def decode(lines: Iterable[bytes], name: str = "the recording") -> Iterator[Even
 
 
 def _batch_record(batch: BatchState) -> BatchRecord:
-    rows = [
-        CandidateRow(
-            c.request_id, c.context_tokens, c.max_speculative_tokens, c.verifier, c.mode, c.draft_lag_tokens,
-            c.lookup_tokens, c.lookup_match_tokens,
-        )
-        for c in batch.candidates
-    ]  # fmt: skip
     return BatchRecord(
-        tuple(rows), batch.max_nodes, batch.prefill_tokens, batch.prefill_context_tokens, batch.num_prefills
+        batch.candidates, batch.max_nodes, batch.prefill_tokens, batch.prefill_context_tokens, batch.num_prefills
     )
 
 
@@ -262,7 +233,7 @@ def _decision_record(decision: Decision, index: Mapping[str, int]) -> DecisionRe
     )
 
 
-def _outcome(row: CandidateRow, outcome: OutcomeRow) -> RequestOutcome:
+def _outcome(row: Candidate, outcome: OutcomeRow) -> RequestOutcome:
     matched = row.lookup_match_tokens if outcome.proposer == "lookup" else 0
     return RequestOutcome(
         row.request_id, outcome.proposer, row.verifier, outcome.num_drafted, outcome.num_accepted, matched

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+GOOD_GUESS = 1.25
+"""A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
+FEW_TORN = 2
+"""Up to so many requests with both a draft and a match, every way to give each one proposer is tried."""
 CROWD = 16
 """Comparisons per node that sorting by buckets may take before it gives way to a sort that minds no crowds."""
 TIE = 1e-9
@@ -88,19 +92,9 @@ def _is_better(goodput: float, tpot: float, than_goodput: float, than_tpot: floa
 
 @njit(_SIGNATURE, cache=True, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
 def scan(
-    gains: Any,
-    worth: Any,
-    drafted: Any,
-    forced: Any,
-    first_rows: Any,
-    context: Any,
-    target: Any,
-    draft: Any,
-    draft_context: float,
-    sunk: float,
-    tpot_target: float,
-    rate: float,
-) -> Any:
+    gains: Any, worth: Any, drafted: Any, forced: Any, first_rows: Any, context: Any, target: Any, draft: Any,
+    draft_context: float, sunk: float, tpot_target: float, rate: float,
+) -> Any:  # fmt: skip
     """The best plans without and with the draft when each request has one proposer.
 
     `gains` [R, K] are survival probabilities under that proposer, the draft model where `drafted` [R]; `worth`,
@@ -198,8 +192,9 @@ def scan(
                 goodputs[kind], tpots[kind], ends[kind], limits[kind] = goodput, tpot, nodes, limit
         stay = 0
         for i in range(left):
-            whose[stay], brings[stay], valued[stay] = whose[i], brings[i], valued[i]
-            costs[stay], passed[stay] = costs[i], passed[i]
+            if is_bound:
+                whose[stay], brings[stay] = whose[i], brings[i]
+            valued[stay], costs[stay], passed[stay] = valued[i], costs[i], passed[i]
             stay += passed[i] < limit
         left = stay
 
@@ -222,52 +217,89 @@ def scan(
 
 
 @njit(
-    "Tuple((int64[::1], boolean[::1], UniTuple(float64, 5), float64))(float64[:,::1], float64[:,::1], boolean[:,::1], "
-    "float64[::1], float64[::1], int64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, "
-    "float64, float64, boolean)",
+    "boolean[:,::1](float64[:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1], float64[::1], "
+    "float64[::1], float64, float64)",
+    cache=True,
+    error_model="numpy",
+)  # type: ignore[untyped-decorator]
+def _assignments(
+    draft: Any, lookup: Any, worth: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
+    draft_context: float, rate: float,
+) -> Any:  # fmt: skip
+    """Ways to give each request one proposer [W, R], True for the draft. *rate* is a guess
+    of the goodput."""
+    num, depth = draft.shape
+    can_draft, can_copy = draft[:, 0] > 0.0, lookup[:, 0] > 0.0
+    torn = np.flatnonzero(can_draft & can_copy)
+    if not can_copy.any() or not can_draft.any():
+        return can_draft.copy().reshape(1, num)
+    if len(torn) <= FEW_TORN:
+        ways = np.empty((1 << len(torn), num), dtype=np.bool_)
+        for way in range(len(ways)):
+            ways[way] = can_draft
+            for i in range(len(torn)):
+                ways[way, torn[i]] = (way >> (len(torn) - 1 - i)) & 1 == 1
+        return ways
+    # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope;
+    # and nobody by the draft, whose forwards may cost more than they bring.
+    nodes = min(len(target) - 1, 4 * num)
+    slope = (target[nodes] - target[0]) / max(1, nodes)
+    row = (forwards[num + 1] - forwards[1]) / num
+    ways = np.zeros((2, num), dtype=np.bool_)
+    for r in range(num):
+        drafted = copied = 0.0
+        by_draft, by_lookup = -np.inf, -np.inf
+        for j in range(depth):
+            drafted += draft[r, j] * worth[r] - rate * (slope + row + draft_context * context[r])
+            copied += lookup[r, j] * worth[r] - rate * slope
+            by_draft, by_lookup = max(by_draft, drafted), max(by_lookup, copied)
+        late = rate * row * (first_rows[r] - 1.0)
+        ways[0, r] = can_draft[r] and not (can_copy[r] and by_lookup >= by_draft - late)
+    return ways
+
+
+@njit(
+    "Tuple((int64[::1], boolean[::1], UniTuple(float64, 5)))(float64[:,::1], float64[:,::1], float64[::1], int64[::1], "
+    "float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, float64, float64, float64, boolean)",
     cache=True,
     error_model="numpy",
     nogil=True,
 )  # type: ignore[untyped-decorator]
 def search(
-    draft: Any,
-    lookup: Any,
-    ways: Any,
-    rates: Any,
-    worth: Any,
-    forced: Any,
-    first_rows: Any,
-    context: Any,
-    target: Any,
-    forwards: Any,
-    draft_context: float,
-    sunk: float,
-    tpot_target: float,
-    margin: float,
-    drafting: bool,
-) -> Any:
-    """The best of `scan` over *ways* [W, R] to give each request one proposer (True: the draft), each with a guess of
-    the goodput in `rates` [W]; the rest as there and in `goodput.optimise`.
+    draft: Any, lookup: Any, worth: Any, forced: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
+    draft_context: float, sunk: float, tpot_target: float, rate: float, margin: float, drafting: bool,
+) -> Any:  # fmt: skip
+    """`goodput.optimise` on arrays: the best of `scan` over some ways to give each request one proposer, and over
+    others again when the guess of the goodput, *rate*, was not good enough to weigh unequal costs by.
 
-    Returns lengths [R], who is assigned to the draft [R], the plan's figures, and the greatest goodput met at all.
+    Returns lengths [R], who is assigned to the draft [R], and the plan's figures. `target` [B + 1] bounds the plan's
+    nodes, `forwards[n]` are seconds of a draft forward of n rows.
     """
     num, depth = draft.shape
+    costs_differ = first_rows.max() > 2.0 or draft_context > 0.0 or (lookup[:, 0] > 0.0).any()
     best, reached = np.full((2, 5), -1.0), -1.0
     lengths, assigned = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
-    for w in range(len(ways)):
-        way, gains = ways[w], np.empty((num, depth))
-        for r in range(num):
-            gains[r] = draft[r] if way[r] else lookup[r]
-        found, figures = scan(
-            gains, worth, way, forced, first_rows, context, target, forwards, draft_context, sunk, tpot_target, rates[w]
-        )
-        for kind in (PLAIN, DRAFTING):
-            goodput, tpot = figures[kind, GOODPUT], figures[kind, TPOT]
-            if goodput < 0.0:
-                continue
-            reached = max(reached, goodput)
-            if _is_better(goodput, tpot, best[kind, GOODPUT], best[kind, TPOT], tpot_target):
-                best[kind], lengths[kind], assigned[kind] = figures[kind], found[kind], way
+    for attempt in range(2):
+        guess = reached if attempt else rate
+        ways = _assignments(draft, lookup, worth, first_rows, context, target, forwards, draft_context, guess)
+        for w in range(len(ways)):
+            way, gains = ways[w], np.empty((num, depth))
+            for r in range(num):
+                for j in range(depth):
+                    gains[r, j] = draft[r, j] if way[r] else lookup[r, j]
+            found, figures = scan(
+                gains, worth, way, forced, first_rows, context, target, forwards, draft_context, sunk, tpot_target,
+                guess,
+            )  # fmt: skip
+            for kind in (PLAIN, DRAFTING):
+                goodput, tpot = figures[kind, GOODPUT], figures[kind, TPOT]
+                if goodput < 0.0:
+                    continue
+                reached = max(reached, goodput)
+                if _is_better(goodput, tpot, best[kind, GOODPUT], best[kind, TPOT], tpot_target):
+                    best[kind], lengths[kind], assigned[kind] = figures[kind], found[kind], way
+        if not costs_differ or 1.0 / GOOD_GUESS < reached / rate < GOOD_GUESS:
+            break
     stay, leave = (DRAFTING, PLAIN) if drafting else (PLAIN, DRAFTING)
     kept, kept_tpot = best[stay, GOODPUT], best[stay, TPOT]
     other, other_tpot = best[leave, GOODPUT], best[leave, TPOT]
@@ -280,4 +312,4 @@ def search(
     chosen = leave if goes else stay
     plan = best[chosen]
     figures = (plan[TOKENS], plan[WORTH], plan[SECONDS], plan[GOODPUT], plan[TPOT])
-    return lengths[chosen], assigned[chosen], figures, reached
+    return lengths[chosen], assigned[chosen], figures

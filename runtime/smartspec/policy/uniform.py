@@ -14,26 +14,30 @@ from smartspec.policy.regression import Ints
 def evaluate(problem: Problem, costs: Costs, num_tokens: Ints, uses_draft: NDArray[np.bool_]) -> Plan:
     """What comes of `num_tokens` [R] from the draft where `uses_draft` [R], else from lookup."""
     drafts = uses_draft & (num_tokens > 0)
-    tokens, worth, fewest = _expected(problem.draft, problem.lookup, problem.worth, num_tokens, uses_draft)
-    seconds = float(costs.target[num_tokens.sum()])
+    num_nodes, tokens, worth, fewest = _expected(problem.draft, problem.lookup, problem.worth, num_tokens, uses_draft)
+    seconds = float(costs.target[num_nodes])
     seconds += costs.draft_seconds(num_tokens * drafts, problem.first_rows, problem.context)
     goodput = worth / max(seconds - costs.sunk, 1e-9)
     return Plan(num_tokens, drafts, tokens, worth, seconds, goodput, seconds / fewest)
 
 
-@njit("UniTuple(float64, 3)(float64[:,::1], float64[:,::1], float64[::1], int64[::1], boolean[::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit(
+    "Tuple((int64, float64, float64, float64))(float64[:,::1], float64[:,::1], float64[::1], int64[::1], boolean[::1])",
+    cache=True,
+)  # type: ignore[untyped-decorator]
 def _expected(draft: Any, lookup: Any, worth: Any, num_tokens: Any, uses_draft: Any) -> Any:
-    """Tokens expected of such lengths, what they are worth, and those of the request that keeps fewest."""
+    """Nodes of such lengths, tokens expected, what they are worth, and those of the request that keeps fewest."""
     num, depth = draft.shape
-    total, valued, fewest = 0.0, 0.0, np.inf
+    nodes, total, valued, fewest = 0, 0.0, 0.0, np.inf
     for r in range(num):
+        nodes += num_tokens[r]
         tokens = 1.0
         for j in range(min(depth, num_tokens[r])):
             tokens += draft[r, j] if uses_draft[r] else lookup[r, j]
         total += tokens
         valued += tokens * worth[r]
         fewest = min(fewest, tokens)
-    return total, valued, fewest
+    return nodes, total, valued, fewest
 
 
 def fixed(problem: Problem, costs: Costs, wanted: Ints) -> Plan:

@@ -12,6 +12,7 @@ import policy_reference as reference
 from smartspec import policy
 from smartspec.policy.acceptance import AcceptanceModel, row_of
 from smartspec.policy.chances import DRAFT, LOOKUP, PROPOSERS, VERIFIERS
+from smartspec.policy.columns import by_letter, columns_of
 from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import HALF_OCTAVES, LINE, Regressors
 from smartspec.policy.goodput import Problem, optimise
@@ -111,6 +112,41 @@ def test_evidence_is_counted_by_the_book(seed: int) -> None:
         for i, name in enumerate(names):
             row = row_of(PROPOSERS[proposer], VERIFIERS[verifiers[i]], matches[i])
             assert chances[i] == close(plain.survival(PROPOSERS[proposer], row, name, between, caps[i], 6))
+
+
+INTEGERS = st.one_of(*(st.integers(-(1 << bits), (1 << bits) - 1) for bits in (4, 7, 15, 31, 63)))
+CANDIDATES = st.builds(
+    Candidate, st.text(max_size=300), INTEGERS, INTEGERS, st.sampled_from(VERIFIERS),
+    draft_lag_tokens=st.none() | INTEGERS,
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(candidates=st.lists(CANDIDATES, min_size=1, max_size=40))
+def test_columns_are_the_fields(candidates: list[Candidate]) -> None:
+    """Integers of all sizes as they are, nothing as -1, texts by their first byte."""
+    found = columns_of(candidates).tolist()
+    assert found[1] == [c.context_tokens for c in candidates]
+    assert found[2] == [c.max_speculative_tokens for c in candidates]
+    assert found[0] == [ord(c.request_id.encode()[:1] or b"\0") for c in candidates]
+    assert found[3] == [ord(c.verifier[0]) for c in candidates]
+    assert found[5] == [-1 if c.draft_lag_tokens is None else c.draft_lag_tokens for c in candidates]
+
+
+@pytest.mark.parametrize("num", [1, 15, 16, 70_000])
+def test_columns_are_as_long_as_the_rows(num: int) -> None:
+    """However the encoder writes how many there are."""
+    found = columns_of([RequestOutcome("r", "lookup", "greedy", 300 + i, i % 7) for i in range(num)])
+    assert found.shape == (6, num)
+    assert (found[3] == 300 + np.arange(num)).all()
+
+
+def test_what_is_no_number_is_refused() -> None:
+    """A field that columns cannot hold is an error, not a wrong number; so are texts that begin alike."""
+    with pytest.raises(ValueError, match="no integer"):
+        columns_of([RequestOutcome("r", "draft", "greedy", 3.5, 1)])
+    with pytest.raises(ValueError, match="first letters"):
+        by_letter({"on": 1, "off": 0})
 
 
 def case(random: np.random.Generator, num: int) -> tuple[Problem, Costs]:
