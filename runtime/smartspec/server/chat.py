@@ -15,6 +15,7 @@ from smartspec.server.logprobs import chat_logprobs, prompt_logprobs
 from smartspec.server.parameters import (
     check_model,
     check_prompt_logprobs,
+    for_choice,
     room_for_answer,
     sampling_params,
     speculation_params,
@@ -106,19 +107,16 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     speculation = speculation_params(body)
     prediction = await encode_prediction(engine.tokenizer, body.prediction)
     grammar = await compiled(engine, tools.form if tools else form_of(body))
+    logprobs = body.top_logprobs if body.logprobs else None
+    sampling = sampling_params(
+        info, body, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
+    )
     answer_id = new_id("chatcmpl")
     requests = [
         GenerationRequest(
             f"{answer_id}-{choice}",
             token_ids,
-            sampling_params(
-                info,
-                body,
-                max_tokens=max_tokens,
-                logprobs=body.top_logprobs if body.logprobs else None,
-                prompt_logprobs=None if choice else body.prompt_logprobs,
-                choice=choice,
-            ),
+            for_choice(sampling, choice, scores_prompt=not choice),
             speculation,
             body.cache_salt or "",
             rule=grammar.rule() if grammar else None,

@@ -17,6 +17,7 @@ from smartspec.server.parameters import (
     check_prompt_logprobs,
     check_vocabulary,
     encode,
+    for_choice,
     room_for_answer,
     sampling_params,
     speculation_params,
@@ -124,19 +125,14 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     prompts = await _prompts(engine.tokenizer, body, most=MAX_SEQUENCES // per_prompt)
     num_scored = sum(map(len, prompts)) * (per_prompt if body.stream else 1)
     check_prompt_logprobs(body, num_scored, prompt_top, param="logprobs" if body.echo else "prompt_logprobs")
+    max_tokens = max(1, body.max_tokens)
+    first = sampling_params(info, body, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=prompt_top)
+    # Chunks are written as they come: in a stream none can wait for what another choice knows of the prompt.
+    choices = [for_choice(first, i, scores_prompt=body.stream or not i) for i in range(per_prompt)]
     for token_ids in prompts:
         check_vocabulary(info, token_ids, param="prompt")
-        max_tokens = room_for_answer(info, len(token_ids), max(1, body.max_tokens), param="prompt")
-        for choice in range(per_prompt):
-            sampling = sampling_params(
-                info,
-                body,
-                max_tokens=max_tokens,
-                logprobs=logprobs,
-                # Chunks are written as they come: none can wait for what another choice knows of the prompt.
-                prompt_logprobs=prompt_top if body.stream or not choice else None,
-                choice=choice,
-            )
+        room_for_answer(info, len(token_ids), max_tokens, param="prompt")
+        for sampling in choices:
             name, salt = f"{answer_id}-{len(requests)}", body.cache_salt or ""
             rule = grammar.rule() if grammar else None
             requests.append(GenerationRequest(name, token_ids, sampling, speculation, salt, rule=rule))

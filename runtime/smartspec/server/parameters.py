@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from smartspec.scheduling.client import EngineInfo, Tokenizer
@@ -39,12 +40,8 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
-    choice: int = 0,
 ) -> SamplingParams:
-    """How to sample the *choice*-th of the body's sequences of one prompt.
-
-    Each choice of a seeded request has a seed of its own, the first the one named, so that choices differ.
-    """
+    """How to sample the first of the body's choices; `for_choice` has the others."""
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if "" in stop:
         raise ApiError(400, "stop: a stop string must not be empty", param="stop")
@@ -57,7 +54,7 @@ def sampling_params(
         top_k=max(0, body.top_k),
         top_p=body.top_p,
         min_p=body.min_p,
-        seed=None if body.seed is None else (body.seed + choice) % SEED_MODULUS,
+        seed=None if body.seed is None else body.seed % SEED_MODULUS,
         stop=stop,
         stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
@@ -68,6 +65,16 @@ def sampling_params(
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         logit_bias=_logit_bias(info, body.logit_bias),
+    )
+
+
+def for_choice(sampling: SamplingParams, choice: int, *, scores_prompt: bool) -> SamplingParams:
+    """The same for the *choice*-th choice: each has a seed of its own where one was named, so that choices differ. Who
+    does not score the prompt leaves that to another choice."""
+    return replace(
+        sampling,
+        seed=None if sampling.seed is None else (sampling.seed + choice) % SEED_MODULUS,
+        prompt_logprobs=sampling.prompt_logprobs if scores_prompt else None,
     )
 
 

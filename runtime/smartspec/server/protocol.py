@@ -72,7 +72,7 @@ class GenerationBody(StructuredFields, kw_only=True):
     ] = 1.0
     logit_bias: Annotated[
         dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]],
-        Meta(max_length=4096, description="Added to the logits of these tokens; the keys are token ids."),
+        Meta(max_length=1024, description="Added to the logits of these tokens; the keys are token ids."),
     ] = msgspec.field(default_factory=dict)
     seed: Annotated[int | None, Meta(description="The same seed gives the same answer, speculation or not.")] = None
     stop: Annotated[
