@@ -6,9 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 from fake_engine import FakeEngine
 from serving import Served, serving
@@ -74,6 +78,54 @@ async def test_modes_take_turns(tmp_path: Path) -> None:
     assert "E2E to off" in out
     data = json.loads((tmp_path / "b.json").read_text())
     assert [(mode["mode"], mode["answered"]) for mode in data["modes"]] == [("off", 6), ("fixed:2", 6)]
+
+
+@asynccontextmanager
+async def another_server() -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """Somebody else's: it knows OpenAI's fields and nothing more; its URL, and what it was asked."""
+    bodies: list[dict[str, Any]] = []
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "theirs", "object": "model"}]})
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for reason in (None, None, "stop"):
+            event = {"choices": [{"delta": {"content": "a"}, "finish_reason": reason}]}
+            await response.write(f"data: {json.dumps(event)}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/proxy/v1/models", models)
+    app.router.add_post("/proxy/v1/chat/completions", complete)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/proxy/v1", bodies
+    await runner.cleanup()
+
+
+async def test_any_server_will_do() -> None:
+    """One below a path, with chat alone, without counters or usage; it is sent no field that only some know."""
+    async with another_server() as (url, bodies):
+        status, out, _ = await bench(url, "--chat", "--requests", "3")
+    assert status == 0
+    assert "3 of 3" in out
+    assert "the server shows no counters" in out
+    assert {name for body in bodies for name in body} == {
+        "model", "messages", "max_tokens", "temperature", "stream", "stream_options"
+    }  # fmt: skip
+
+
+async def test_a_server_that_would_not_heed_how_to_speculate() -> None:
+    """It is refused: all modes would be the same one, under other names."""
+    async with another_server() as (url, bodies):
+        status, _, err = await bench(url, "--chat", "--compare", "off,auto")
+    assert (status, bodies) == (1, [])
+    assert "is no SmartSpec server" in err
 
 
 async def test_failures_are_counted_by_kind_and_are_the_exit_status() -> None:

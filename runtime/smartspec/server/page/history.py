@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
+import msgspec
 from msgspec import Struct
 
 from smartspec.metrics import Histogram
@@ -94,7 +95,9 @@ class History:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.started = clock()
         self._clock = clock
-        self._rows: deque[Row] = deque(maxlen=round(WINDOW_SECONDS / INTERVAL_SECONDS))
+        num_kept = round(WINDOW_SECONDS / INTERVAL_SECONDS)
+        self._rows: deque[Row] = deque(maxlen=num_kept)
+        self._encoded: deque[msgspec.Raw] = deque(maxlen=num_kept)
         self._sums = _Sums()
         self._since = self.started
         self._num_rows = self._num_requests = self._num_rejected = 0
@@ -107,6 +110,10 @@ class History:
         """Rows with an index above *after*, oldest first."""
         return [row for row in self._rows if row.index > after]
 
+    def encoded_rows(self, after: int = -1) -> list[msgspec.Raw]:
+        """The same as JSON, made once: whoever asks for all of them again and again costs next to nothing."""
+        return [text for row, text in zip(self._rows, self._encoded, strict=True) if row.index > after]
+
     async def keep(self, load: Callable[[], LoadReport]) -> None:
         """Close a row every two seconds, for ever."""
         while True:
@@ -115,36 +122,39 @@ class History:
 
     def close_row(self, load: LoadReport) -> None:
         """End the interval now; *load* is the state at its end."""
-        now, sums = self._clock(), self._sums
-        seconds = max(now - self._since, 1e-3)
-        num_decodes = sum(sums.k.values())
-        self._rows.append(
-            Row(
-                index=self._num_rows,
-                time=now,
-                seconds=seconds,
-                running=load.num_requests_running,
-                waiting=load.num_requests_waiting,
-                kv_cache_usage=load.kv_cache_usage,
-                requests_per_second=max(0, load.requests_total - self._num_requests) / seconds,
-                rejected_per_second=max(0, load.requests_rejected_total - self._num_rejected) / seconds,
-                tokens_per_second=sums.tokens_kept / seconds,
-                busy=min(1.0, sums.seconds / seconds),
-                goodput_measured=_ratio(sums.tokens_kept, sums.seconds),
-                goodput_predicted=_ratio(sums.predicted_tokens, sums.predicted_seconds),
-                tokens_per_step=_ratio(num_decodes + sums.num_accepted, num_decodes),
-                k_by_proposer=_mean_k(sums.k, num_decodes),
-                drafted_by_position=_drafted_by_position(sums.k),
-                accepted_by_position=sums.accepted,
-                ttft=_percentiles(load.ttft),
-                tpot=_percentiles(load.tpot),
-                queue_time=_percentiles(load.queue_time),
-                decision=None if sums.last is None else _decision(sums.last),
-            )
-        )
+        now = self._clock()
+        row = self._row(load, now, max(now - self._since, 1e-3))
+        self._rows.append(row)
+        self._encoded.append(msgspec.Raw(msgspec.json.encode(row)))
         self._num_rows += 1
         self._num_requests, self._num_rejected = load.requests_total, load.requests_rejected_total
         self._since, self._sums = now, _Sums()
+
+    def _row(self, load: LoadReport, now: float, seconds: float) -> Row:
+        sums = self._sums
+        num_decodes = sum(sums.k.values())
+        return Row(
+            index=self._num_rows,
+            time=round(now, 3),
+            seconds=round(seconds, 3),
+            running=load.num_requests_running,
+            waiting=load.num_requests_waiting,
+            kv_cache_usage=round(load.kv_cache_usage, 6),
+            requests_per_second=round(max(0, load.requests_total - self._num_requests) / seconds, 3),
+            rejected_per_second=round(max(0, load.requests_rejected_total - self._num_rejected) / seconds, 3),
+            tokens_per_second=round(sums.tokens_kept / seconds, 3),
+            busy=round(min(1.0, sums.seconds / seconds), 4),
+            goodput_measured=_ratio(sums.tokens_kept, sums.seconds),
+            goodput_predicted=_ratio(sums.predicted_tokens, sums.predicted_seconds),
+            tokens_per_step=_ratio(num_decodes + sums.num_accepted, num_decodes),
+            k_by_proposer=_mean_k(sums.k, num_decodes),
+            drafted_by_position=_drafted_by_position(sums.k),
+            accepted_by_position=sums.accepted,
+            ttft=_percentiles(load.ttft),
+            tpot=_percentiles(load.tpot),
+            queue_time=_percentiles(load.queue_time),
+            decision=None if sums.last is None else _decision(sums.last),
+        )
 
 
 def _mean_k(k: Counter[tuple[str, int]], num_decodes: int) -> dict[str, float]:
@@ -153,7 +163,7 @@ def _mean_k(k: Counter[tuple[str, int]], num_decodes: int) -> dict[str, float]:
     for (proposer, num_tokens), times in k.items():
         if num_tokens:
             tokens[proposer] += num_tokens * times
-    return {proposer: total / num_decodes for proposer, total in sorted(tokens.items())}
+    return {proposer: round(total / num_decodes, 4) for proposer, total in sorted(tokens.items())}
 
 
 def _drafted_by_position(k: Counter[tuple[str, int]]) -> list[int]:
@@ -170,17 +180,17 @@ def _decision(stats: StepStats) -> LastDecision:
         probe=decision.probe,
         requests=stats.features.num_requests,
         mean_k=_ratio(num_tokens, decision.baseline_tokens) or 0.0,
-        predicted_seconds=decision.predicted_seconds,
-        measured_seconds=stats.seconds.total,
-        predicted_tokens=decision.predicted_tokens,
+        predicted_seconds=round(decision.predicted_seconds, 6),
+        measured_seconds=round(stats.seconds.total, 6),
+        predicted_tokens=round(decision.predicted_tokens, 3),
         kept_tokens=stats.tokens_kept,
     )
 
 
 def _percentiles(histogram: Histogram) -> Percentiles | None:
     p50, p95 = histogram.quantile(0.5), histogram.quantile(0.95)
-    return None if p50 is None or p95 is None else Percentiles(p50, p95)
+    return None if p50 is None or p95 is None else Percentiles(round(p50, 6), round(p95, 6))
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+    return round(part / whole, 4) if whole else None

@@ -89,7 +89,7 @@ async def show_history(request: web.Request) -> web.Response:
     context, port = request.app[CONTEXT], request.app[PORT]
     after = request.query.get("after", "-1")
     try:
-        rows = context.history.rows(int(after[:20]))
+        rows = context.history.encoded_rows(int(after[:20]))
     except ValueError:
         raise ApiError(400, "after: must be the index of a row", param="after") from None
     load = context.lifecycle.load()
