@@ -42,7 +42,8 @@ async def test_a_greedy_key_does_not_keep_another_waiting(tmp_path: Path) -> Non
     their requests, and is never refused."""
     (tmp_path / "keys").write_text("key-of-many greedy\nkey-of-one modest\n")
     flags = ("--draft", str(MODELS / "stdlib-draft"), "--dtype", "float32", "--device", "cpu", "--threads", "2",
-             "--max-num-seqs", "4", "--max-queued-requests", "40", "--api-key-file", str(tmp_path / "keys"))  # fmt: skip
+             "--max-num-seqs", "4", "--max-queued-requests", "40",
+             "--api-key-file", str(tmp_path / "keys"))  # fmt: skip
     with serve_process(MODELS / "stdlib-target", *flags) as server:
         server.wait_ready()
         async with ClientSession(timeout=ClientTimeout(total=120), connector=TCPConnector(limit=0)) as session:

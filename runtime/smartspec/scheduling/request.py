@@ -210,6 +210,11 @@ class Request:
         self.ruled = RuledText.of(self.sampling, self.token_ids, len(self.prompt_token_ids), self.rule)
 
     @property
+    def precedence(self) -> int:
+        """Its priority where others are concerned: a tenant that has a name can be urgent only among its own."""
+        return 0 if self.tenant else self.priority
+
+    @property
     def num_tokens(self) -> int:
         """Prompt plus generated tokens."""
         return len(self.token_ids)

@@ -63,7 +63,7 @@ class Scheduler:
         self.pool = BlockPool(num_blocks, config.block_size)
         self.max_model_len = max_model_len
         self.waiting = WaitingQueue()
-        self.running: list[Request] = []  # by priority, then by age
+        self.running: list[Request] = []  # by precedence, then by age
         self._policy = policy
         self._requests: dict[str, Request] = {}
         self._prefixes = PrefixCache(self.pool, enabled=config.prefix_caching)
@@ -210,7 +210,7 @@ class Scheduler:
             self._prefixes.take(request, found)
             self.pool.grow(request.block_table, request.num_tokens)
             request.status = RequestStatus.RUNNING
-            insort(self.running, request, key=lambda running: running.priority)
+            insort(self.running, request, key=lambda running: running.precedence)
             if not request.num_preemptions:
                 request.num_cached_tokens = request.num_computed_tokens
                 newcomers.append(request)

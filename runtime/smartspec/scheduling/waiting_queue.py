@@ -63,7 +63,7 @@ class WaitingQueue:
 
     def push_preempted(self, request: Request) -> None:
         """Take back a request that had left."""
-        insort(self._preempted, (request.priority, request.queue_number, request))
+        insort(self._preempted, (request.precedence, request.queue_number, request))
         self._length += 1
 
     def pop(self) -> Request:
@@ -76,9 +76,8 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         """Take out a request that waits; raises ValueError when it does not."""
-        place = (request.priority, request.queue_number, request)
-        places = self._preempted if place in self._preempted else self._waiting.get(request.tenant, [])
-        self._take_out(places, request)
+        is_preempted = any(request is other for _, _, other in self._preempted)
+        self._take_out(self._preempted if is_preempted else self._waiting.get(request.tenant, []), request)
 
     def charge(self, request: Request, *, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
         """Count what was served of *request*."""
@@ -94,7 +93,8 @@ class WaitingQueue:
         return min(self._waiting, key=lambda tenant: (self._served[tenant], self._waiting[tenant][0][1]))
 
     def _take_out(self, places: list[_Place], request: Request) -> None:
-        places.remove((request.priority, request.queue_number, request))
+        precedes = request.precedence if places is self._preempted else request.priority
+        places.remove((precedes, request.queue_number, request))
         self._length -= 1
         if places is not self._preempted and not places:
             del self._waiting[request.tenant]

@@ -174,8 +174,10 @@ def test_a_greedy_tenant_delays_another_by_a_batch_not_by_its_queue() -> None:
     assert before - len(scheduler.waiting) <= 3
 
 
-def test_priorities_decide_who_is_preempted() -> None:
-    """When blocks run out, the least urgent goes back, though it came first."""
+@pytest.mark.parametrize("tenant", ["", "named"])
+def test_priorities_decide_who_is_preempted(tenant: str) -> None:
+    """When blocks run out, the least urgent goes back, though it came first; but among tenants with names the newest
+    does, for there nobody's word counts on who is urgent."""
     scheduler = Scheduler(
         SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=32, block_size=4, prefix_caching=False),
         RandomPolicy(fixed_k=0),
@@ -183,12 +185,14 @@ def test_priorities_decide_who_is_preempted() -> None:
         max_model_len=32,
     )
     engine = Engine(scheduler, IntegerProposer(4), IntegerRunner(4), clock=lambda: 0.0)
-    idle, urgent = request("idle", priority=1, max_tokens=20), request("urgent", priority=0, max_tokens=20)
+    idle = request("idle", tenant, priority=1, max_tokens=20)
+    urgent = request("urgent", tenant and "other", priority=0, max_tokens=20)
     scheduler.add(idle)
     engine.step()
     scheduler.add(urgent)
     ended = []
     while scheduler.has_work:
         ended += [output.request_id for output in engine.step().outputs if output.finish_reason]
-    assert ended == ["urgent", "idle"]
-    assert (idle.num_preemptions > 0, urgent.num_preemptions) == (True, 0)
+    first, last = (idle, urgent) if tenant else (urgent, idle)
+    assert ended == [first.request_id, last.request_id]
+    assert (last.num_preemptions > 0, first.num_preemptions) == (True, 0)
