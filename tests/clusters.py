@@ -1,11 +1,14 @@
 """Control planes of our own, raised by `tests/cluster/cluster`, and kubectl against them."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import yaml
 
 SCRIPT = Path(__file__).parent / "cluster/cluster"
 
@@ -47,3 +50,17 @@ def kubectl_of(kubeconfig: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+def as_account(kubeconfig: Path, namespace: str, name: str, folder: Path) -> Path:
+    """A kubeconfig for the same cluster whose user is a service account."""
+    # What `kubectl create token` asks for, which kubectl does not know before 1.24.
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    answer = kubectl_of(kubeconfig)("create", "--raw", account, "-f", "-", stdin=json.dumps(request))
+    limited = yaml.safe_load(kubeconfig.read_text())
+    user = {"token": json.loads(answer)["status"]["token"]}
+    limited["users"] = [{"name": limited["contexts"][0]["context"]["user"], "user": user}]
+    found = folder / f"{name}.conf"
+    found.write_text(yaml.safe_dump(limited))
+    return found

@@ -11,7 +11,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from charts import NAMESPACE, is_hook, render
-from clusters import kubectl_of, raised
+from clusters import as_account, kubectl_of, raised
 from control_plane import Kubelet, Operator, User
 from smartspec_operator.kube import Api
 
@@ -54,15 +54,7 @@ def operator(
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([namespace, *made]))
     kubectl("wait", "--for=condition=Established", "crd/smartspecs.smartspec.io", "--timeout=20s")
-    # What `kubectl create token` asks for, which kubectl does not know before 1.24.
-    account = "/api/v1/namespaces/smartspec-system/serviceaccounts/smartspec-operator/token"
-    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    answer = kubectl("create", "--raw", account, "-f", "-", stdin=json.dumps(request))
-    token = json.loads(answer)["status"]["token"]
-    limited = yaml.safe_load(kubeconfig.read_text())
-    limited["users"] = [{"name": limited["contexts"][0]["context"]["user"], "user": {"token": token}}]
-    (folder / "operator.conf").write_text(yaml.safe_dump(limited))
-    running = Operator(folder / "operator.conf", folder)
+    running = Operator(as_account(kubeconfig, NAMESPACE, "smartspec-operator", folder), folder)
     try:
         yield running
     finally:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from charts import CHART, NAMESPACE, OLD, ROOT, VALUES, helm, render
-from clusters import kubectl_of, raised
+from clusters import as_account, kubectl_of, raised
+from control_plane import Operator
 
 PREVIOUS = ROOT / "tests/chart/smartspec-0.1.0.tgz"
 """The chart as it was first committed, packaged then. It was never published: there is no older one."""
@@ -119,9 +120,8 @@ def test_the_previous_chart_is_upgraded(kubectl: Kubectl, releases: Helm) -> Non
     install(releases, "smartspec", "--set", "timing.tickSeconds=3", chart=PREVIOUS)
     quickstart(kubectl)
     releases("upgrade", "smartspec", str(CHART), "--reset-then-reuse-values", "--set", "replicas=2")
-    deployment = json.loads(
-        kubectl("--namespace", NAMESPACE, "get", "deployment", "smartspec-operator", "--output=json")
-    )
+    found = kubectl("--namespace", NAMESPACE, "get", "deployment", "smartspec-operator", "--output=json")
+    deployment = json.loads(found)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert "--tick-seconds=3" in container["args"]
     assert deployment["spec"]["replicas"] == 2
@@ -183,6 +183,43 @@ def test_the_account_may_do_what_it_must_and_no_more(kubectl: Kubectl, releases:
     assert may("create", "secrets") is ("keys" not in mode)
     assert may("list", "pods", "kube-system") is (mode == "cluster")
     assert may("list", "pods")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_operator_serves_under_its_rights(
+    kubeconfig: Path, kubectl: Kubectl, releases: Helm, tmp_path: Path, mode: str
+) -> None:
+    """Under its account, with its Deployment's flags, it makes all children where it may, and is forbidden nothing."""
+    install(releases, "smartspec", *MODES[mode])
+    kubectl("wait", "--for=condition=Established", "crd/smartspecs.smartspec.io", "--timeout=20s")
+    deployment = json.loads(
+        kubectl("--namespace", NAMESPACE, "get", "deployment", "smartspec-operator", "--output=json")
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    account = as_account(kubeconfig, NAMESPACE, "smartspec-operator", tmp_path)
+    name = f"demo-{list(MODES).index(mode)}"  # the collector takes its time over another test's children
+    running = Operator(account, tmp_path, arguments=container["args"][1:])
+    kubectl("create", "secret", "generic", "admin-key", "--from-literal=key=secret")
+    try:
+        key = {"server": {"adminKeySecretRef": {"name": "admin-key", "key": "key"}}} if "keys" in mode else {}
+        wish = {
+            "apiVersion": "smartspec.io/v1alpha1",
+            "kind": "SmartSpec",
+            "metadata": {"name": name},
+            "spec": {"model": {"source": "org/model"}, "storage": {"cache": {"size": "1Gi"}}, **key},
+        }
+        kubectl("apply", "-f", "-", stdin=json.dumps(wish))
+        kubectl("wait", "--for=condition=Progressing", f"smartspec/{name}", "--timeout=30s")
+        kinds = "deployment,service,configmap,persistentvolumeclaim,secret"
+        made = set(kubectl("get", kinds, "-l", f"app.kubernetes.io/instance={name}", "--output=name").split())
+        assert len(made) == (4 if key else 5), made
+        events = kubectl("get", "events", "--field-selector", "involvedObject.kind=SmartSpec", "--output=name")
+        assert events
+        assert "orbidden" not in running.log.read_text()
+    finally:
+        assert running.stop() == 0
+        kubectl("delete", "smartspecs", "--all", "--timeout=20s")
+        kubectl("delete", "secret", "admin-key")
 
 
 def test_users_of_a_namespace_get_their_rights(kubectl: Kubectl, releases: Helm) -> None:
