@@ -67,6 +67,8 @@ def test_the_test_asks_for_a_sound_smartspec() -> None:
     body = trial.wish(parsed.namespace, "try-1", parsed.resources, parsed.image_pull_secret)
     owner = parse(body)
     assert violations(owner.name, owner.spec) == []
+    copied = re.findall(r"^COPY \S+ (/models/\S+)$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert {trial.MODEL, trial.DRAFT} <= set(copied), "the runtime image has them there"
     assert owner.spec.template.image_pull_secrets == VALUES["imagePullSecrets"]
     limits = VALUES["test"]["resources"]["limits"]
     assert owner.spec.template.resources == {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": limits}
