@@ -57,6 +57,7 @@ def text_of(tokens: Sequence[int]) -> tuple[str, bool]:
 
 
 few = st.integers(0, 2)
+constants = st.one_of(st.integers(-(2**53), 2**53), st.text(max_size=6), st.none())
 schemas = st.recursive(
     st.one_of(
         st.just({"type": "boolean"}),
@@ -68,7 +69,7 @@ schemas = st.recursive(
         ),
         st.builds(lambda n, m: {"type": "string", "minLength": n, "maxLength": n + m}, *[st.integers(0, 4)] * 2),
         st.builds(lambda values: {"enum": values}, st.lists(st.text(max_size=5), min_size=1, max_size=4, unique=True)),
-        st.builds(lambda value: {"const": value}, st.one_of(st.integers(), st.text(max_size=6), st.none())),
+        st.builds(lambda value: {"const": value}, constants),
         st.just({"type": "string", "pattern": "^[a-c]{1,3}-[0-9]{2}$"}),
     ),
     lambda inner: st.one_of(
@@ -217,6 +218,23 @@ def test_a_schema_cannot_ask_for_what_is_no_json() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("maximum", 2**63 - 1), ("exclusiveMaximum", 2**64), ("minimum", -(2**63)), ("minimum", -(2**63) + 1),
+        ("maximum", 2**53 + 1), ("minimum", 2**53 + 1), ("exclusiveMinimum", -(2**53) - 1),
+    ],
+)  # fmt: skip
+def test_bounds_beyond_doubles_are_kept(name: str, bound: int) -> None:
+    """The bound of 64-bit integers, say: what is allowed may be less, never more."""
+    grammar = COMPILER.compile(schema_spec({"type": "integer", name: bound}))
+    inwards, text = -1 if "max" in name.lower() else 1, RuledText(SamplingParams(), [0], 1)
+    near = min(bound, 2**63) + inwards * 4096
+    for number, is_allowed in ((near, True), (bound - inwards, False), (bound - inwards * 4096, False)):
+        tokens = [*WORDS.encode(str(number)), END]
+        assert (grammar.rule().permits(text, tokens) == len(tokens)) == is_allowed, number
+
+
+@pytest.mark.parametrize(
     ("kind", "source", "words"),
     [
         ("json_schema", '{"type": "strange"}', "strange"),
@@ -227,6 +245,7 @@ def test_a_schema_cannot_ask_for_what_is_no_json() -> None:
         ("json_schema", "[" * 5000, ""),
         ("json_schema", '{"items":' * 3000 + "{}" + "}" * 3000, ""),
         ("json_schema", "false", ""),
+        ("json_schema", '{"enum": [{"a": [9007199254740993]}]}', "integer"),
         ("regex", "(ab", ""),
         ("regex", "(" * 5000 + ")" * 5000, "nested"),
         ("grammar", "begin: WORD", ""),
