@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,43 @@ def test_sigterm_drains(tmp_path: Path) -> None:
     replayed = list(replay(events))
     assert len(replayed) > 50
     assert all(step.replayed == step.recorded for step in replayed)
+
+
+def post_completion(url: str) -> tuple[int, str | None]:
+    """The status of a short completion, and what its answer says of the connection."""
+    request = urllib.request.Request(f"{url}/v1/completions", b'{"prompt": "hello", "max_tokens": 2}')
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.headers["Connection"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["Connection"]
+
+
+def test_lame_duck_serves_then_refuses_then_ends(tmp_path: Path) -> None:
+    """After SIGTERM: unready at once but serving, so that nobody who has not heard yet is failed; then 503 while what
+    runs is finished; then the end, with 0."""
+    pair = write_pair(tmp_path, max_position_embeddings=4096)
+    arguments = ["--dtype", "float32", "--device", "cpu", "--threads", "1", "--lame-duck", "1"]
+    with serve_process(pair.target, *arguments) as server:
+        server.wait_ready()
+        with ThreadPoolExecutor(1) as pool:
+            streaming = pool.submit(stream_completion, server.url, 2500)
+            while '"num_requests_running":1' not in server.get_admin("/load")[1]:
+                assert not streaming.done()
+            server.send(signal.SIGTERM)
+            while (ready := server.get("/ready"))[0] == 200:
+                time.sleep(0.01)
+            assert ready == (503, '{"status":"unready","reason":"lame-duck"}')
+            assert post_completion(server.url) == (200, "close")
+            while (refused := post_completion(server.url))[0] == 200:
+                time.sleep(0.05)
+            assert refused == (503, "close")
+            assert server.get("/health")[0] == 200
+            assert server.wait(60) == 0
+            *_, last, done = streaming.result()
+    assert '"finish_reason":"length"' in last
+    assert done == "data: [DONE]"
 
 
 def test_second_signal_ends_at_once(tmp_path: Path) -> None:

@@ -17,6 +17,12 @@ async def test_models_say_what_was_loaded() -> None:
     assert model["proposers"] == ["draft", "lookup"]
 
 
+async def test_a_ping_is_answered_without_a_key() -> None:
+    """As load balancers and SageMaker ask whether the process works."""
+    async with serving(FakeEngine(), api_key="sesame") as server:
+        assert await server.get("/ping") == await server.get("/health") == (200, {"status": "ok"})
+
+
 async def test_version_is_the_package_s() -> None:
     """So that a fleet can be asked what runs."""
     async with serving(FakeEngine()) as server:
