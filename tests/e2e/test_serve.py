@@ -93,7 +93,7 @@ def test_lame_duck_serves_then_refuses_then_ends(tmp_path: Path) -> None:
     with serve_process(pair.target, *arguments) as server:
         server.wait_ready()
         with ThreadPoolExecutor(1) as pool:
-            streaming = pool.submit(stream_completion, server.url, 2500)
+            streaming = pool.submit(stream_completion, server.url, 1500)
             while '"num_requests_running":1' not in server.get_admin("/load")[1]:
                 assert not streaming.done()
             server.send(signal.SIGTERM)
