@@ -104,7 +104,8 @@ def _points(knots: Any, draft: Any) -> Any:
     """A draft forward's curve as points [2, P], of its coefficients: one at each knot and one beyond the last."""
     num = len(knots)
     points = np.empty((2, num + 1))
-    points[0, :num] = knots
+    for i in range(num):
+        points[0, i] = knots[i]
     points[0, num] = 2.0 * knots[num - 1]
     points[1, 0] = draft[0]
     for i in range(num):

@@ -13,17 +13,14 @@ GOOD_GUESS = 1.25
 """A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
 FEW_TORN = 2
 """Up to so many requests with both a draft and a match, every way to give each one proposer is tried."""
-CROWD = 16
-"""Comparisons per node that sorting by buckets may take before it gives way to a sort that minds no crowds."""
+SPREAD = 16.0
+"""Values, in tokens, below the best one that are told apart by buckets: whatever is worse is seldom and never taken."""
 TIE = 1e-9
 """Keeps nodes of equal value in the order of their positions, which prefix-closure needs."""
 TOKENS, WORTH, SECONDS, GOODPUT, TPOT = range(5)
 """The figures of a plan, in order; a negative goodput says that there is no such plan."""
 PLAIN, DRAFTING = range(2)
 """The kinds of plans: without the draft, and with it."""
-
-_SIGNATURE = "(float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[::1], float64[::1], float64[::1], \
-float64[::1], float64, float64, float64, float64)"
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -34,25 +31,20 @@ def _along(seconds: Any, rows: float) -> float:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _ascending(value: Any) -> Any:
-    """Indices [N] that sort *value* [N], those of equal values in order.
+def _ascending(value: Any, num: int) -> Any:
+    """Indices [N] that sort the first N = *num* of `value`, those of equal values in order.
 
-    Values are spread over their range, so that buckets of it hold a few each: a general sort takes several times as
-    long, for its branches cannot be predicted.
+    Values are spread over their range, so that buckets of it hold a few each, which are then sorted by insertion: a
+    general sort takes several times as long, for its branches cannot be predicted.
     """
-    num = len(value)
     order, bucket, ends = np.empty(num, dtype=np.int64), np.empty(num, dtype=np.int64), np.zeros(num, dtype=np.int64)
-    if not num:
-        return order
-    low, high = value.min(), value.max()
-    scale = (num - 1) / (high - low) if high > low else 0.0
-    crowd = 0
+    low, high = np.inf, -np.inf
     for i in range(num):
-        bucket[i] = int((value[i] - low) * scale)
-        crowd += ends[bucket[i]]
+        low, high = min(low, value[i]), max(high, value[i])
+    scale = (num - 1) / min(high - low, SPREAD) if high > low else 0.0
+    for i in range(num):
+        bucket[i] = int(min((value[i] - low) * scale, num - 1.0))
         ends[bucket[i]] += 1
-    if crowd > CROWD * num:
-        return np.argsort(value, kind="mergesort")
     begin = 0
     for b in range(num):
         begin, ends[b] = begin + ends[b], begin
@@ -72,7 +64,7 @@ def _ascending(value: Any) -> Any:
 def _slowest(request: Any, gain: Any, count: int, own: Any, slowest: Any) -> None:
     """Expected tokens of the request that keeps fewest, for each number of the first *count* nodes taken. Who keeps few
     in the end kept no more before, so walking back needs only to look at who loses a node."""
-    own[:] = 1.0
+    own.fill(1.0)
     for i in range(count):
         own[request[i]] += gain[i]
     slowest[count] = own.min()
@@ -90,7 +82,7 @@ def _is_better(goodput: float, tpot: float, than_goodput: float, than_tpot: floa
     return than_goodput < 0.0 or tpot < than_tpot
 
 
-@njit(_SIGNATURE, cache=True, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
 def scan(
     gains: Any, worth: Any, drafted: Any, forced: Any, first_rows: Any, context: Any, target: Any, draft: Any,
     draft_context: float, sunk: float, tpot_target: float, rate: float,
@@ -116,7 +108,10 @@ def scan(
     # Every node by its value, which falls along a request's chain, so that any prefix of the sorted is a plan.
     value = np.empty(num * depth)
     owner, place = np.empty(num * depth, dtype=np.int64), np.empty(num * depth, dtype=np.int64)
-    count, num_forced, dearest = 0, 0, worth.max()
+    count, num_forced, plain, dearest = 0, 0, 0.0, 0.0
+    for r in range(num):
+        plain += worth[r]
+        dearest = max(dearest, worth[r])
     for r in range(num):
         room = 0
         while room < depth and gains[r, room] > 0.0:
@@ -136,22 +131,22 @@ def scan(
         for j in range(room):
             own = gains[r, j] * worth[r] - price
             if forced[r] >= 0:
-                own = dearest + depth - j  # before all that are free
+                own = dearest + 2.0 - j / depth  # before all that are free
             elif j <= block:
                 own = mean
             value[count] = TIE * j - own
             owner[count], place[count] = r, j
             count += 1
-    order = _ascending(value[:count])
+    order = _ascending(value, count)
 
     # What each node adds to the draft's forwards depends on how many of its depth come before it, and on nothing else,
     # so that it is the same for every greatest depth.
-    request, at_depth = owner[order], np.zeros(count, dtype=np.int64)  # in the draft; 0: copied by lookup
+    request, at_depth = np.empty(count, dtype=np.int64), np.zeros(count, dtype=np.int64)  # in the draft; 0: by lookup
     gain, gained, extra = np.empty(count), np.empty(count), np.zeros(count)
     rows, seconds = np.zeros(depth + 1), np.zeros(depth + 1)
     least, deepest = 0, 0
     for i in range(count):
-        r = request[i]
+        r = request[i] = owner[order[i]]
         gain[i] = gains[r, place[order[i]]]
         gained[i] = gain[i] * worth[r]
         if drafted[r]:
@@ -167,9 +162,9 @@ def scan(
 
     # All prefixes of what is within a greatest depth, from the deepest on: each pass leaves out one depth more.
     most, first = len(target) - 1, min(num_forced, len(target) - 1)
-    goodputs, tpots = np.full(2, -1.0), np.zeros(2)
+    goodputs, tpots = np.array([-1.0, -1.0]), np.zeros(2)
     ends, limits = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
-    is_bound, plain, left = tpot_target < np.inf, worth.sum(), count
+    is_bound, left = tpot_target < np.inf, count
     passed, own, slowest = at_depth.copy(), np.empty(num), np.zeros(count + 1)
     whose, brings, valued, costs = request.copy(), gain.copy(), gained.copy(), extra.copy()
     for limit in range(deepest, least - 1, -1):
@@ -198,7 +193,7 @@ def scan(
             stay += passed[i] < limit
         left = stay
 
-    figures, lengths = np.full((2, 5), -1.0), np.zeros((2, num), dtype=np.int64)
+    figures, lengths = np.zeros((2, 5)) - 1.0, np.zeros((2, num), dtype=np.int64)
     for kind in (PLAIN, DRAFTING):
         if goodputs[kind] < 0.0:
             continue
@@ -212,7 +207,9 @@ def scan(
                 total += gained[i]
                 draft_seconds += extra[i]
                 nodes += 1
-        figures[kind] = (tokens, total, target[nodes] + draft_seconds, goodputs[kind], tpots[kind])
+        took = target[nodes] + draft_seconds
+        for i, figure in enumerate((tokens, total, took, goodputs[kind], tpots[kind])):
+            figures[kind, i] = figure
     return lengths, figures
 
 
@@ -229,16 +226,20 @@ def _assignments(
     """Ways to give each request one proposer [W, R], True for the draft. *rate* is a guess
     of the goodput."""
     num, depth = draft.shape
-    can_draft, can_copy = draft[:, 0] > 0.0, lookup[:, 0] > 0.0
-    torn = np.flatnonzero(can_draft & can_copy)
-    if not can_copy.any() or not can_draft.any():
-        return can_draft.copy().reshape(1, num)
-    if len(torn) <= FEW_TORN:
-        ways = np.empty((1 << len(torn), num), dtype=np.bool_)
-        for way in range(len(ways)):
-            ways[way] = can_draft
-            for i in range(len(torn)):
-                ways[way, torn[i]] = (way >> (len(torn) - 1 - i)) & 1 == 1
+    can_draft, can_copy = np.empty(num, dtype=np.bool_), np.empty(num, dtype=np.bool_)
+    torn, num_torn = np.empty(num, dtype=np.int64), 0
+    for r in range(num):
+        can_draft[r], can_copy[r] = draft[r, 0] > 0.0, lookup[r, 0] > 0.0
+        if can_draft[r] and can_copy[r]:
+            torn[num_torn] = r
+            num_torn += 1
+    if num_torn <= FEW_TORN:
+        ways = np.empty((1 << num_torn, num), dtype=np.bool_)
+        for way in range(1 << num_torn):
+            for r in range(num):
+                ways[way, r] = can_draft[r]
+            for i in range(num_torn):
+                ways[way, torn[i]] = (way >> (num_torn - 1 - i)) & 1 == 1
         return ways
     # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope;
     # and nobody by the draft, whose forwards may cost more than they bring.
@@ -270,14 +271,16 @@ def search(
     draft_context: float, sunk: float, tpot_target: float, rate: float, margin: float, drafting: bool,
 ) -> Any:  # fmt: skip
     """`goodput.optimise` on arrays: the best of `scan` over some ways to give each request one proposer, and over
-    others again when the guess of the goodput, *rate*, was not good enough to weigh unequal costs by.
+    others again when the guess of the goodput, *rate*, was not good enough to weigh unequal costs by. `target` [B + 1]
+    bounds the nodes, `forwards[n]` are seconds of a draft forward of n rows.
 
-    Returns lengths [R], who is assigned to the draft [R], and the plan's figures. `target` [B + 1] bounds the plan's
-    nodes, `forwards[n]` are seconds of a draft forward of n rows.
+    Returns lengths [R], who is assigned to the draft [R], and the plan's figures.
     """
     num, depth = draft.shape
-    costs_differ = first_rows.max() > 2.0 or draft_context > 0.0 or (lookup[:, 0] > 0.0).any()
-    best, reached = np.full((2, 5), -1.0), -1.0
+    costs_differ = draft_context > 0.0
+    for r in range(num):
+        costs_differ |= first_rows[r] > 2.0 or lookup[r, 0] > 0.0
+    best, reached = np.zeros((2, 5)) - 1.0, -1.0
     lengths, assigned = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
     for attempt in range(2):
         guess = reached if attempt else rate
@@ -297,7 +300,10 @@ def search(
                     continue
                 reached = max(reached, goodput)
                 if _is_better(goodput, tpot, best[kind, GOODPUT], best[kind, TPOT], tpot_target):
-                    best[kind], lengths[kind], assigned[kind] = figures[kind], found[kind], way
+                    for i in range(5):  # by elements throughout: whole rows take numba seconds more to compile
+                        best[kind, i] = figures[kind, i]
+                    for r in range(num):
+                        lengths[kind, r], assigned[kind, r] = found[kind, r], way[r]
         if not costs_differ or 1.0 / GOOD_GUESS < reached / rate < GOOD_GUESS:
             break
     stay, leave = (DRAFTING, PLAIN) if drafting else (PLAIN, DRAFTING)
@@ -310,6 +316,5 @@ def search(
     else:
         goes = other > kept * (1.0 + margin)
     chosen = leave if goes else stay
-    plan = best[chosen]
-    figures = (plan[TOKENS], plan[WORTH], plan[SECONDS], plan[GOODPUT], plan[TPOT])
-    return lengths[chosen], assigned[chosen], figures
+    tokens, total, seconds = best[chosen, TOKENS], best[chosen, WORTH], best[chosen, SECONDS]
+    return lengths[chosen], assigned[chosen], (tokens, total, seconds, best[chosen, GOODPUT], best[chosen, TPOT])

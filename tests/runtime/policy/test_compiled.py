@@ -212,7 +212,7 @@ def test_buckets_sort(seed: int, num: int, kind: str) -> None:
         "crowded": random.normal(0, 1e-6, num) + 1e6 * (random.random(num) < 0.02),
         "few": random.integers(0, 4, num) * 0.1,
     }[kind]
-    assert _ascending(value).tolist() == np.argsort(value, kind="stable").tolist()
+    assert _ascending(np.append(value, 0.0), num).tolist() == np.argsort(value, kind="stable").tolist()
 
 
 MODULES = sorted(path for path in Path(policy.__path__[0]).glob("*.py") if "@njit" in path.read_text())
