@@ -7,11 +7,14 @@ or changes, and then goes on.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 from smartspec.scheduling.prompt_lookup import MAX_MATCH_TOKENS, NO_MATCH, Match
 
-NGRAM_SIZES = (4, 3, 2)
-"""Tried longest first."""
+LONGEST_MATCH = 4
+"""Tokens that are compared to tell places apart that end alike."""
+NUM_CANDIDATES = 32
+"""Places looked at on either side of where the prediction was left: a pair like two line ends is everywhere."""
 
 
 class Prediction:
@@ -27,7 +30,7 @@ class Prediction:
         self._position: int | None = 0
         self._num_matched = 0
         self._left_at = 0
-        self._ends: dict[tuple[int, ...], list[int]] | None = None
+        self._ends: dict[tuple[int, int], list[int]] | None = None
 
     def find(self, max_tokens: int) -> Match:
         """At most *max_tokens* tokens of the prediction to draft next, or NO_MATCH."""
@@ -53,23 +56,35 @@ class Prediction:
 
     def _align(self, end: int) -> None:
         """Find the last tokens before *end* of the text in the prediction again."""
+        if end - self._start < 2:
+            return
         if self._ends is None:
-            self._ends = _index(self._predicted)
-        for size in NGRAM_SIZES:
-            if end - self._start < size:
-                continue
-            found = self._ends.get(tuple(self._token_ids[end - size : end]))
-            if found:
-                behind = bisect_left(found, self._left_at)
-                self._position = found[behind] if behind < len(found) else found[-1]
-                self._num_matched = size
-                return
+            self._ends = _ends_of_pairs(self._predicted)
+        found = self._ends.get((self._token_ids[end - 2], self._token_ids[end - 1]))
+        if found is None:
+            return
+        behind = bisect_left(found, self._left_at)
+        # Nearest behind first, then nearest before; of the longest matches the first.
+        candidates = (
+            *found[behind : behind + NUM_CANDIDATES],
+            *reversed(found[max(0, behind - NUM_CANDIDATES) : behind]),
+        )
+        lengths = [self._match_length(end, position) for position in candidates]
+        self._num_matched = max(lengths)
+        self._position = candidates[lengths.index(self._num_matched)]
+
+    def _match_length(self, end: int, position: int) -> int:
+        """How many tokens before *end* of the text equal those before *position* of the prediction."""
+        most = min(LONGEST_MATCH, end - self._start, position)
+        for length in range(2, most):
+            if self._token_ids[end - 1 - length] != self._predicted[position - 1 - length]:
+                return length
+        return most
 
 
-def _index(predicted: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
-    """The positions after each run of tokens that may be looked up, rising."""
-    ends: dict[tuple[int, ...], list[int]] = {}
-    for size in NGRAM_SIZES:
-        for end in range(size, len(predicted) + 1):
-            ends.setdefault(tuple(predicted[end - size : end]), []).append(end)
+def _ends_of_pairs(predicted: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """The positions after each pair of neighbours, rising."""
+    ends: dict[tuple[int, int], list[int]] = {}
+    for end, pair in enumerate(pairwise(predicted), 2):
+        ends.setdefault(pair, []).append(end)
     return ends

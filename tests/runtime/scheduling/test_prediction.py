@@ -1,5 +1,7 @@
 """A prediction is followed while it is right, left when it is wrong, and found again after an edit."""
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,3 +77,16 @@ def test_the_prompt_is_no_part_of_the_answer() -> None:
     """Tokens of the prompt are not looked up: the answer begins at its beginning."""
     text = [0, 1, 2, 3]
     assert Prediction([7, 1, 2, 3, 8], text, 4).find(2).token_ids == (7, 1)
+
+
+def test_a_long_prediction_of_one_thing_costs_little() -> None:
+    """Where every place looks like every other, and the answer is never as predicted, a token costs microseconds."""
+    text = list(PROMPT)
+    prediction = Prediction([1, 1] * 20_000, text, len(PROMPT))
+    text += [1, 2, 1, 1, 2]
+    prediction.find(4)
+    began = time.perf_counter()
+    for _ in range(200):
+        text += [1, 1, 2]
+        prediction.find(4)
+    assert time.perf_counter() - began < 0.5
