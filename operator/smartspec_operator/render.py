@@ -75,6 +75,7 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
         arguments.append("--no-prompt-lookup")
     drain = max(1, spec.template.termination_grace_period_seconds - LAME_DUCK_SECONDS - EXIT_SECONDS)
     flags: dict[str, Any] = {
+        "--compile": spec.model.compile.lower(),
         "--policy": owner.policy_name,
         "--num-speculative-tokens": speculation.max_tokens,
         "--verification": speculation.verification.lower(),

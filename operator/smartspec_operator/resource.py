@@ -38,6 +38,7 @@ PORT_NAME = "http"
 ADMIN_PORT_NAME = "admin"
 POLICY_FILE = "policy.json"
 
+Compile = Literal["Auto", "On", "Off"]
 Method = Literal["Auto", "DraftModel", "PromptLookup", "Off"]
 Policy = Literal["Request", "Batch", "Fixed", "Off"]
 Verification = Literal["Auto", "Coupled", "Rejection"]
@@ -83,6 +84,7 @@ class ModelSpec(_Part, frozen=True):
     served_name: ShortText | None = None
     dtype: Dtype = "auto"
     max_model_len: Annotated[int, Meta(ge=1, le=16_777_216)] | None = None
+    compile: Compile = "Auto"
     hub_token_secret_ref: SecretKey | None = None
 
 

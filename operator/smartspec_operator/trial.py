@@ -34,7 +34,7 @@ def wish(namespace: str, name: str, resources: Mapping[str, Any], pull_secrets: 
         "kind": KIND,
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "model": {"source": MODEL},
+            "model": {"source": MODEL, "compile": "Off"},
             "speculation": {"draft": {"source": DRAFT}},
             "template": {
                 "resources": resources,

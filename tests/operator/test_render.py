@@ -136,6 +136,12 @@ def test_a_replica_has_all_its_grace_to_finish_but_the_lame_duck_and_the_exit() 
     assert int(flag("--drain-timeout", template=template)) + int(flag("--lame-duck", template=template)) < 100
 
 
+def test_compiling_is_the_users_choice() -> None:
+    """Where a start must be short, or the image has no compiler."""
+    assert flag("--compile") == "auto"
+    assert flag("--compile", model={"source": "m", "compile": "Off"}) == "off"
+
+
 def test_connections_are_young_enough_for_a_new_replica_to_get_its_share() -> None:
     """A Service balances connections: one that lives for minutes would keep its client from every new replica."""
     assert int(flag("--max-connection-age")) <= 10
