@@ -88,7 +88,7 @@ def test_the_notes_say_what_to_type(values: dict[str, Any], tmp_path: Path) -> N
     assert f"helm test rel --namespace {NAMESPACE}" in notes
     steps = [notes.index(text) for text in ("delete smartspecs --all", "helm uninstall rel", "delete crd smartspecs")]
     assert steps == sorted(steps)
-    manifest = re.search(r"<<EOF\n(.*?)\n  EOF", notes, flags=re.DOTALL)
+    manifest = re.search(r"<<EOF\n(.*?)\nEOF\n", notes, flags=re.DOTALL)
     assert manifest is not None
     owner = parse(yaml.safe_load(manifest[1]))
     assert violations(owner.name, owner.spec) == []

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from charts import NAMESPACE, Manifest, kinds, one, render
+from charts import NAMESPACE, Manifest, is_hook, kinds, one, render
 
 MODES: dict[str, dict[str, Any]] = {"cluster": {}, "namespace": {"watchNamespace": "models"}}
 
@@ -83,11 +83,13 @@ def test_users_of_a_namespace_are_users_of_its_smartspecs() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_test_may_touch_smartspecs_alone(mode: str) -> None:
-    """Its pod runs under an account of its own, which goes with it."""
+    """Its pod runs under an account of its own, and nothing of it is there where it is not wanted."""
     rendered = render(MODES[mode])
-    role = one(rendered, "Role", "-try")
+    role, pod = one(rendered, "Role", "-try"), one(rendered, "Pod", "-try")
     assert rules(role) == {("smartspec.io", "smartspecs", verb) for verb in ("get", "create", "delete")}
     assert role["metadata"]["namespace"] == MODES[mode].get("watchNamespace", NAMESPACE)
-    for manifest in [m for m in rendered if m["metadata"]["name"].endswith("-try")]:
-        assert manifest["metadata"]["annotations"]["helm.sh/hook"] == "test"
-        assert "before-hook-creation" in manifest["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    assert pod["spec"]["serviceAccountName"] == one(rendered, "ServiceAccount", "-try")["metadata"]["name"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert [manifest["metadata"]["name"] for manifest in rendered if is_hook(manifest)] == ["smartspec-operator-try"]
+    without = render(MODES[mode] | {"test": {"enabled": False}})
+    assert not [manifest for manifest in without if manifest["metadata"]["name"].endswith("-try")]

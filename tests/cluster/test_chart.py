@@ -71,7 +71,8 @@ def test_every_rendering_is_taken(kubectl: Kubectl, releases: Helm) -> None:
     """The API server accepts every object of every set of values, and kubectl knows every field of them."""
     for namespace in (NAMESPACE, "models", "more", "grafana"):
         kubectl("create", "namespace", namespace)
-    kubectl("--namespace", NAMESPACE, "create", "serviceaccount", "smartspec-operator-try")  # or its pod is refused
+    account = ("serviceaccount", "smartspec-operator-try", "--namespace", NAMESPACE)
+    kubectl("create", *account)  # or its pod is refused
     objects = {
         json.dumps(manifest, sort_keys=True)
         for values in VALUES.values()
@@ -80,6 +81,7 @@ def test_every_rendering_is_taken(kubectl: Kubectl, releases: Helm) -> None:
     }
     everything = f'{{"apiVersion": "v1", "kind": "List", "items": [{", ".join(objects)}]}}'
     told = kubectl("apply", "--dry-run=server", "-f", "-", stdin=everything)
+    kubectl("delete", *account)
     assert len(told.splitlines()) == len(objects) > 40
 
 
