@@ -167,7 +167,7 @@ def observed(server: Surroundings) -> Middleware:
 def _request_id(request: web.Request) -> str:
     """The client's own id if it has a decent one."""
     given = request.headers.get(REQUEST_ID_HEADER, "")
-    return given if re.fullmatch(r"[\w.:@/+=-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
+    return given if re.fullmatch(r"[\w.:@/+-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
 
 
 def _log_end(request: web.Request, exchange: Exchange, status: int, seconds: float) -> None:

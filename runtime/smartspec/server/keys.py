@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 2.0
 """How often the file is looked at: a withdrawn key works for so long."""
-MAX_KEYS = 10_000
+MAX_KEYS = 1_000
+"""Each request is compared with all of them."""
 
 _KEY = re.compile(r"[!-~]{1,512}")
 _NAME = re.compile(r"[\w.@-]{1,64}", re.ASCII)

@@ -17,7 +17,13 @@ async def test_an_id_is_echoed_or_made() -> None:
     async with serving(FakeEngine()) as server:
         for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/completions", {"prompt": "a", "stream": True}),
                            ("/v1/completions", {}), ("/nowhere", {})):  # fmt: skip
-            for given, kept in (("abc-1", True), ("x" * 129, False), ("two words", False), (None, False)):
+            for given, kept in (
+                ("abc-1", True),
+                ("x" * 129, False),
+                ("a=b", False),
+                ("two words", False),
+                (None, False),
+            ):
                 headers = {} if given is None else {"X-Request-Id": given}
                 async with server.public.post(path, json=body, headers=headers) as response:
                     await response.read()

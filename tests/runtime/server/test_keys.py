@@ -41,7 +41,9 @@ def test_every_key_is_compared_whatever_is_given(monkeypatch: pytest.MonkeyPatch
         assert all(len(digest) == 32 for digest in compared)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "sesame3 b c\n", "schl\u00fcssel\n", "sesame4 na/me\n", "k" * 513])
+@pytest.mark.parametrize(
+    "text", ["", "k k\n" * 1001, "# nothing\n", "sesame3 b c\n", "schl\u00fcssel\n", "sesame4 na/me\n", "k" * 513]
+)
 def test_an_unusable_file_is_refused_without_repeating_it(tmp_path: Path, text: str) -> None:
     """It is named; what stands in it is not."""
     (tmp_path / "keys").write_text(text)
