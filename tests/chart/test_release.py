@@ -1,5 +1,6 @@
 """The chart as a whole: its package, its notes, its versions, and the command lines that it writes."""
 
+import functools
 import re
 import shutil
 from pathlib import Path
@@ -108,3 +109,20 @@ def test_monitors_find_the_operator_and_the_replicas(watched: str) -> None:
     assert replicas["podMetricsEndpoints"][0]["port"] == PORT_NAME
     assert replicas["selector"]["matchLabels"] == {LABEL_MANAGED_BY: FIELD_MANAGER}
     assert replicas["namespaceSelector"] == ({"matchNames": [watched]} if watched else {"any": True})
+
+
+def test_the_install_page_sets_values_that_there_are() -> None:
+    """Each of its helm commands is taken, its table names values that exist, and its images are of this version."""
+    page = (ROOT / "docs/install.md").read_text().replace("\\\n", " ").replace("REGISTRY", "registry.example")
+    commands = re.findall(r"^helm (?:install|upgrade) .*$", page, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        flags = [word for found in re.findall(r"--set (\S+)", command) for word in ("--set", found)]
+        helm("template", "smartspec", str(CHART), *flags)
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    named = re.findall(r"`([\w.]+)(?:: [^`]*)?`", " ".join(re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)))
+    assert len(named) >= 6
+    for path in named:
+        functools.reduce(lambda values, name: values[name], path.split("."), defaults)
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert set(re.findall(r"smartspec/(?:operator|runtime):(\S+)", page)) == {version}
