@@ -197,12 +197,12 @@ def test_a_heavy_grammar_holds_up_nobody(client: openai.OpenAI, server: ServePro
         times = [time.perf_counter() for _ in stream]
         return max(after - before for before, after in pairwise(times))
 
-    gaps()
+    usual = gaps()
     with ThreadPoolExecutor(3) as threads:
         waiting = [threads.submit(heavy, number) for number in range(3)]
         longest = gaps()
         assert [one.result() for one in waiting] == [200] * 3
-    assert longest < 0.5
+    assert longest < max(0.5, 5 * usual)
 
 
 def counted(server: ServeProcess, name: str, *labels: str) -> float:
@@ -257,7 +257,7 @@ def test_what_a_grammar_forces_is_proposed_and_kept(client: openai.OpenAI, serve
 
 def test_a_grammar_that_becomes_too_complex_ends_as_an_error(client: openai.OpenAI) -> None:
     """Never as a text that looks whole; and the server is well afterwards."""
-    extra = {"structured_outputs": {"grammar": 'start: ("a" | start)* start'}}
+    extra = {"structured_outputs": {"grammar": 'start: /[a-z]{40}/ rest\nrest: ("a" | rest)* rest'}}
 
     def ask(stream: bool) -> None:
         answer: Any = client.completions.create(

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping
 
 import llguidance
+import numpy as np
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ MAX_CHARACTERS: Mapping[GrammarKind, int] = {
 }
 """As much of a schema as OpenAI takes. The others are bounded by the time they can take: a regular expression of 80,000
 characters keeps its compiler busy for half a minute before it is found to be too complex."""
+REHEARSED_TOKENS = 8
 MAX_NESTING = 64
 """Of brackets: what parses them goes down by recursion."""
 
@@ -41,14 +43,16 @@ class GrammarCompiler:
         """The grammar of *spec*; takes milliseconds, at worst a second or two. Raises GrammarError."""
         source = _serialise(spec)
         words = self._vocabulary()
-        limits = llguidance.LLParserLimits(verbose_errors=False, precompute_large_lexemes=False)
+        limits = llguidance.LLParserLimits(
+            verbose_errors=False,
+            precompute_large_lexemes=False,
+            max_lexer_states=50_000,
+            max_items_in_row=5_000,
+        )
         matcher = llguidance.LLMatcher(words, source, log_level=0, limits=limits)
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
-        # What a text may begin with is asked now: a grammar too complex for its first step is better refused.
-        matcher.compute_bitmask()
-        if matcher.is_error():
-            raise GrammarError(_first_line(matcher.get_error()))
+        _rehearse(matcher.deep_copy())
         return CompiledGrammar(matcher, self._vocab_size, self._eos_token_ids)
 
     def _vocabulary(self) -> llguidance.LLTokenizer:
@@ -74,6 +78,20 @@ class CompiledGrammar:
     def rule(self) -> GrammarRule:
         """A rule for one new text."""
         return GrammarRule(self._matcher.deep_copy(), self._vocab_size, self._eos_token_ids)
+
+
+def _rehearse(matcher: llguidance.LLMatcher) -> None:
+    """Go a few tokens into a text: a grammar too complex for its beginning is better refused than begun."""
+    for _ in range(REHEARSED_TOKENS):
+        allowed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if matcher.is_error():
+            raise GrammarError(_first_line(matcher.get_error()))
+        if matcher.is_stopped() or not allowed.any():
+            return
+        byte = int(allowed.nonzero()[0][0])
+        bits = int(allowed[byte])
+        if not matcher.consume_token(8 * byte + (bits & -bits).bit_length() - 1):
+            raise GrammarError(_first_line(matcher.get_error()))
 
 
 def _serialise(spec: GrammarSpec) -> str:

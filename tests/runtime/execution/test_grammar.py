@@ -257,6 +257,7 @@ def test_bounds_beyond_doubles_are_kept(name: str, bound: int) -> None:
         ("grammar", "root ::= x\n" * 10_000, "characters"),
         ("regex", "a?" * 6000, "characters"),
         ("regex", "a?" * 4000, ""),
+        ("grammar", 'start: ("a" | start)* start', "Too many"),
         ("json_schema", '{"anyOf": [{"type": "string", "pattern": "' + "a?" * 3000 + '"}]}', "pattern"),
         ("json_schema", '"' + "x" * MAX_CHARACTERS["json_schema"] + '"', "characters"),
     ],
