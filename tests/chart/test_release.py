@@ -120,7 +120,8 @@ def test_the_install_page_sets_values_that_there_are() -> None:
         flags = [word for found in re.findall(r"--set (\S+)", command) for word in ("--set", found)]
         helm("template", "smartspec", str(CHART), *flags)
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-    named = re.findall(r"`([\w.]+)(?:: [^`]*)?`", " ".join(re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)))
+    table = page.partition("| value | what it does |\n")[2].partition("\n\n")[0]
+    named = re.findall(r"`([\w.]+)(?:: [^`]*)?`", " ".join(re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)))
     assert len(named) >= 6
     for path in named:
         functools.reduce(lambda values, name: values[name], path.split("."), defaults)
