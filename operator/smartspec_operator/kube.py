@@ -72,6 +72,16 @@ class Api:
             )
         return applied
 
+    async def merge(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
+        """*manifest* as a JSON merge patch: its lists replace the live ones as a whole."""
+        metadata = manifest["metadata"]
+        query = urlencode({"fieldManager": FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {}))
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        merged = await self._request("PATCH", manifest["kind"], f"{path}?{query}", manifest, MERGE)
+        if merged is None:
+            raise ApiError(404, f"{manifest['kind']} {metadata['name']} is gone")
+        return merged
+
     async def patch(self, kind: str, namespace: str, name: str, patch: Manifest, subresource: str = "") -> None:
         """A JSON merge patch; nothing happens when the object is gone."""
         path = _path(kind, namespace, name) + (f"/{subresource}" if subresource else "")

@@ -145,9 +145,10 @@ def _is_rolling(deployment: Manifest) -> bool:
 def _settings(config_map: Manifest | None) -> PolicySettings | None:
     text = None if config_map is None else config_map.get("data", {}).get(POLICY_FILE)
     try:
-        return None if text is None else decode_settings(text)
+        found = None if text is None else decode_settings(text)
     except msgspec.MsgspecError:
         return None  # someone wrote nonsense into it: as good as absent, and repaired by this very reconcile
+    return None if found is None or found.generation == 0 else found  # none of ours is without a number
 
 
 def _version(secret: Manifest | None, key: str) -> str | None:

@@ -3,11 +3,11 @@
 import re
 
 FIELDS = (
-    (r"containers\[\d+\]\.resources", "template.resources"),
-    (r"containers\[\d+\]\.env", "template.env"),
-    (r"containers\[\d+\]\.volumeMounts", "template.volumeMounts"),
-    (r"containers\[\d+\]\.imagePullPolicy", "template.imagePullPolicy"),
-    (r"containers\[\d+\]\.image", "template.image"),
+    (r"containers\[[^]]+\]\.resources", "template.resources"),
+    (r"containers\[[^]]+\]\.env", "template.env"),
+    (r"containers\[[^]]+\]\.volumeMounts", "template.volumeMounts"),
+    (r"containers\[[^]]+\]\.imagePullPolicy", "template.imagePullPolicy"),
+    (r"containers\[[^]]+\]\.image", "template.image"),
     (r"volumes", "template.volumes"),
     (r"nodeSelector", "template.nodeSelector"),
     (r"tolerations", "template.tolerations"),

@@ -6,11 +6,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from smartspec_operator.cluster import NotOursError, controller_of
-from smartspec_operator.kube import Api
+from smartspec_operator.kube import Api, ApiError
 from smartspec_operator.resource import FIELD_MANAGER, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
 
 SECRET_SECONDS = 15.0
@@ -39,11 +40,15 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Checked:
-    """A wish that was tried out: the live object then, and what the server would make of it."""
+    """A wish that was tried out: the live object then, and what the server would make of it.
+
+    `replaces` says that others put something into lists of ours, where an apply alone would leave it.
+    """
 
     wish: bytes
     live: Manifest | None
     tried: Manifest
+    replaces: bool = False
 
 
 class KubernetesCluster:
@@ -95,7 +100,16 @@ class KubernetesCluster:
         if found is not None and controller_of(found) != controller_of(manifest):
             raise NotOursError(f"{key[0]} {key[2]} exists and is not controlled by this SmartSpec")
         # An apply that changes nothing may still be a write (of who manages which field): ask before it.
-        return Checked(wish, found, await self.api.apply(manifest, dry_run=True))
+        try:
+            tried = await self.api.apply(manifest, dry_run=True)
+        except ApiError as error:
+            # Beside what others put in, ours may be refused: two ports of one name.
+            if found is None or error.status != 422:
+                raise
+        else:
+            if found is None or not has_more(tried, manifest):
+                return Checked(wish, found, tried)
+        return Checked(wish, found, await self.api.merge(manifest, dry_run=True), replaces=True)
 
     async def apply(self, manifest: Manifest, checked: Checked) -> bool:
         """Write what was tried out, where it changes something; whether others had undone what was agreed before."""
@@ -103,6 +117,8 @@ class KubernetesCluster:
         before, undone = self._agreed.get(key), False
         if checked.live is None or _substance(applied) != _substance(checked.live):
             undone = before is not None and before.wish == checked.wish
+            if checked.replaces:
+                await self.api.merge(manifest)
             applied = await self.api.apply(manifest)
         self._agreed[key] = Agreement(checked.wish, _version(applied), _substance(applied))
         if key[0] == "Secret":
@@ -200,6 +216,18 @@ class Snapshot:
             found.by_name[metadata["namespace"], metadata["name"]] = live
             found.by_instance[metadata["namespace"], metadata["labels"].get(LABEL_INSTANCE)].append(live)
         return found
+
+
+def has_more(live: Any, wish: Any) -> bool:
+    """Whether a list of *live* is longer than that of *wish*: others' ports, variables or containers beside ours."""
+    if isinstance(live, Mapping) and isinstance(wish, Mapping):
+        return any(has_more(live[key], value) for key, value in wish.items() if key in live)
+    if not isinstance(live, list) or not isinstance(wish, list):
+        return False
+    if len(live) > len(wish):
+        return True
+    named = {item["name"]: item for item in live if isinstance(item, Mapping) and "name" in item}
+    return any(has_more(named.get(item.get("name")), item) for item in wish if isinstance(item, Mapping))
 
 
 def _key(manifest: Manifest) -> Key:

@@ -11,6 +11,7 @@ from pathlib import Path
 from aiohttp import ClientSession
 
 from control_plane import Kubelet, User, eventually
+from smartspec.policy.load import LoadReport, decode_load
 from smartspec_operator.resource import Manifest
 from tiny import write_pair
 
@@ -51,6 +52,13 @@ async def _is_ready(session: ClientSession, address: str) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+async def report(address: str, key: str) -> LoadReport:
+    """What the replica at *address* says of itself."""
+    async with ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        async with session.get(f"http://{address}:8001/load") as response:
+            return decode_load(await response.read())
 
 
 async def complete(address: str, count: int) -> int:
@@ -97,7 +105,8 @@ async def test_real_runtimes_are_read_tuned_and_drained(user: User, kubelet: Kub
         await eventually(measured)
 
         async def learned() -> bool:
-            return '"latency":{' in (await user.get("ConfigMap", "demo-policy"))["data"]["policy.json"]
+            policy = (await user.get("ConfigMap", "demo-policy"))["data"]["policy.json"]
+            return '"latency":{' in policy and '"proposer":"draft"' in policy
 
         await eventually(learned)
         await user.kubectl("scale", "smartspec", "demo", "--replicas=2")
@@ -112,6 +121,10 @@ async def test_real_runtimes_are_read_tuned_and_drained(user: User, kubelet: Kub
                 return True
 
             await eventually(both)
+            fresh = await report("127.0.0.12", await user.admin_key())
+            assert fresh.requests_total == 0
+            assert fresh.priors is not None
+            assert max(fresh.priors.acceptance[0].weights) > 0, "it knows what others' drafts were worth"
             busy = asyncio.create_task(complete("127.0.0.11", 8))
             await user.kubectl("scale", "smartspec", "demo", "--replicas=1")
             async with ClientSession() as session:

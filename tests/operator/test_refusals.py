@@ -31,6 +31,7 @@ def test_only_what_the_spec_is_to_blame_for_is_its_fault(status: int, message: s
         ("spec.template.spec.containers[0].env[6].name: Invalid value", "template.env"),
         ("spec.template.spec.volumes[3].configMap: Forbidden", "template.volumes"),
         (".spec.template.spec.affinity.nodeAffinityy: field not declared in schema", "template.affinity"),
+        ('.spec.template.spec.containers[name="smartspec"].volumeMounts: duplicate entries', "template.volumeMounts"),
         ("spec.template.annotations: Too long", "template.annotations"),
         ("unmarshalerDecoder: quantities must match the regular expression", "template.resources"),
     ],

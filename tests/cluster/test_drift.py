@@ -1,0 +1,127 @@
+"""Children that others edit or delete: every one comes back, no replica is lost by it, and an Event says so."""
+
+import json
+from typing import Any
+
+import pytest
+
+from control_plane import Kubelet, User, eventually
+from smartspec.policy.settings import decode_settings
+from smartspec_operator.resource import Manifest
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning")  # the generated client's own sockets
+
+CHILDREN = {
+    "service": ("Service", "demo"),
+    "configmap": ("ConfigMap", "demo-policy"),
+    "secret": ("Secret", "demo-admin-key"),
+    "persistentvolumeclaim": ("PersistentVolumeClaim", "demo-cache"),
+    "deployment": ("Deployment", "demo"),
+}
+EDITS: dict[str, dict[str, Any]] = {
+    "service": {"spec": {"ports": [{"name": "http", "port": 8080, "targetPort": "http"}]}},
+    "configmap": {"data": {"policy.json": "{}"}},
+    "secret": {"data": {"key": None}},
+    "persistentvolumeclaim": {"metadata": {"labels": {"app.kubernetes.io/instance": "other"}}},
+    "deployment": {
+        "metadata": {"labels": {"app.kubernetes.io/managed-by": None}},
+        "spec": {
+            "template": {
+                "spec": {
+                    "containers": [
+                        {"name": "smartspec", "image": "evil:1", "env": [{"name": "SPY", "value": "1"}]},
+                        {"name": "miner", "image": "evil:2"},
+                    ]
+                }
+            }
+        },
+    },
+}
+
+
+def wished(kind: str, live: Manifest) -> Any:
+    """The part of a child that the edits touch, as the operator wants it."""
+    labels = live["metadata"]["labels"]
+    mine = [labels.get("app.kubernetes.io/instance"), labels.get("app.kubernetes.io/managed-by")]
+    if kind == "deployment":
+        containers = live["spec"]["template"]["spec"]["containers"]
+        return mine, live["spec"]["replicas"], [(c["image"], len(c.get("env", ()))) for c in containers]
+    if kind == "secret":  # another key is as good
+        return mine, sorted(live["data"])
+    if kind == "configmap":  # under another number
+        return mine, decode_settings(live["data"]["policy.json"]).tpot_target_seconds
+    return mine, live.get("spec", {}).get("ports")
+
+
+async def made(user: User) -> dict[str, Any]:
+    """Every child, once all are there."""
+    await user.apply(
+        replicas=2, slo={"tpotSeconds": 0.05}, storage={"cache": {"size": "1Gi", "storageClassName": "none"}}
+    )
+
+    async def all_made() -> dict[str, Any]:
+        return {kind: await user.get(*CHILDREN[kind]) for kind in CHILDREN}
+
+    return dict(await eventually(all_made))
+
+
+async def repaired(user: User, before: dict[str, Any], kinds: list[str]) -> bool:
+    """Whether the children of *kinds* are as they were."""
+    for kind in kinds:
+        live = await user.get(*CHILDREN[kind])
+        assert wished(kind, live) == wished(kind, before[kind]), kind
+        assert live["metadata"]["ownerReferences"] == before[kind]["metadata"]["ownerReferences"]
+        assert "deletionTimestamp" not in live["metadata"] or kind == "persistentvolumeclaim"
+    return True
+
+
+async def test_edits_of_every_child_are_undone(user: User, kubelet: Kubelet) -> None:
+    """Specs, data and the labels by which they are found; the number of replicas never falls meanwhile."""
+    before = await made(user)
+    for kind, edit in EDITS.items():
+        name = CHILDREN[kind][1]
+        patch = "strategic" if kind == "deployment" else "merge"
+        await user.kubectl("patch", kind, name, f"--type={patch}", "-p", json.dumps(edit))
+    await eventually(lambda: repaired(user, before, list(EDITS)), seconds=30)
+    assert (await user.get("Deployment"))["spec"]["replicas"] == 2
+
+    async def renumbered() -> bool:  # replicas would refuse an older number
+        return (await user.resource())["status"]["policy"]["generation"] == 2
+
+    await eventually(renumbered)
+    events = await user.kubectl("get", "events", "--field-selector", "reason=Repaired")
+    assert "Service demo was changed" in events
+
+
+async def test_every_deleted_child_comes_back(user: User, kubelet: Kubelet) -> None:
+    """Of the same kind and name, with the same owner."""
+    before = await made(user)
+    kinds = [kind for kind in CHILDREN if kind != "persistentvolumeclaim"]  # in use, it outlives its deletion
+    for kind in kinds:
+        await user.kubectl("delete", kind, CHILDREN[kind][1], "--wait=false")
+
+    async def new() -> bool:
+        for kind in kinds:
+            live = await user.get(*CHILDREN[kind])
+            assert live["metadata"]["uid"] != before[kind]["metadata"]["uid"], kind
+        return await repaired(user, before, kinds)
+
+    await eventually(new, seconds=40)
+
+
+async def test_a_child_of_somebody_else_stops_all_others(user: User, kubelet: Kubelet) -> None:
+    """A Deployment of the same name that is not ours: nothing of the SmartSpec is made, not even the Service."""
+    await user.kubectl("create", "deployment", "demo", "--image=theirs:1")
+    theirs = (await user.get("Deployment"))["spec"]
+    await user.apply()
+
+    async def told() -> bool:
+        condition = await user.condition("Ready")
+        assert condition.get("reason") == "Conflict", condition
+        assert "Deployment demo exists" in condition["message"]
+        return True
+
+    await eventually(told)
+    assert (await user.get("Deployment"))["spec"] == theirs
+    for kind, name in CHILDREN.values():
+        assert kind == "Deployment" or await user.api.get(kind, user.namespace, name) is None
