@@ -52,7 +52,7 @@ GENERIC = ToolFormat("json", between="\n")
 
 
 def format_of(chat_template: str | None) -> ToolFormat:
-    """The format that *chat_template* teaches its model; generic JSON where it knows no tools."""
+    """The format that *chat_template* teaches its model; generic JSON where it knows no tools, or in another format."""
     template = chat_template or ""
     if "tools" not in template:
         return GENERIC
@@ -68,7 +68,7 @@ def format_of(chat_template: str | None) -> ToolFormat:
 
 
 def instructions(tools: Sequence[Mapping[str, Any]]) -> str:
-    """What a model whose template knows no tools is told of them, as a system message."""
+    """What a model is told of tools whose template knows none, or writes calls in a format unknown here."""
     lines = "\n".join(json.dumps(tool["function"]) for tool in tools)
     return (
         f"You may call these functions:\n{lines}\n"

@@ -13,7 +13,7 @@ from smartspec.scheduling.grammar import GrammarError, GrammarSpec
 from smartspec.server.errors import ApiError
 from smartspec.server.protocol import ChatBody
 from smartspec.server.structured_outputs import form_of
-from smartspec.server.tool_formats import ToolFormat, calls_grammar, format_of, instructions
+from smartspec.server.tool_formats import GENERIC, ToolFormat, calls_grammar, format_of, instructions
 from smartspec.server.tool_parser import ToolParser
 from smartspec.server.tool_protocol import NamedToolChoice, Tool
 
@@ -69,7 +69,8 @@ def plan_tools(body: ChatBody, tokenizer: Tokenizer) -> ToolPlan | None:
         raise ApiError(400, message, param="tool_choice.function.name")
     tool_format = format_of(tokenizer.chat_template)
     told = tuple(msgspec.to_builtins(tool) for tool in body.tools)
-    knows_tools = "tools" in (tokenizer.chat_template or "")
+    # A template whose format is not known here is not told either: the model would answer in what nobody can read.
+    knows_tools = tool_format != GENERIC
     return ToolPlan(
         tool_format=tool_format,
         names=frozenset(names),

@@ -169,10 +169,11 @@ async def test_strict_tools_are_held_to_their_schemas_when_called_freely() -> No
 
 
 async def test_tools_are_told_to_the_model() -> None:
-    """By its template, or in a system message where that knows no tools; not at all when none may be called."""
+    """By its template, or in a system message where that knows none of our formats; never when none may be called."""
     for template, told in (
         (tool_templates.HERMES, ""),
         (tool_templates.PLAIN, '"name": "get_weather"'),
+        ("{{ tools }} in <|another format|>", '"name": "now"'),
         (None, '"now"'),
     ):
         engine = saying("x", template)
