@@ -39,11 +39,37 @@ def declared() -> dict[str, set[str]]:
     return found | {f"{name}_bucket": labels | {"le"} for name, labels in found.items()}
 
 
-@pytest.fixture(scope="module")
-def exposed() -> set[str]:
-    """What a running server that has answered a request shows, and a running operator: names after `# TYPE`."""
+def selectors(expression: str) -> tuple[list[Any], set[str]]:
+    """What *expression* selects, and the labels that it groups by; raises when it is no PromQL."""
+    found: list[Any] = []
+    groups: set[str] = set()
+
+    def visit(node: Any) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+        if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
+            groups.update(node.modifier.labels)
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return found, groups
+
+
+@pytest.mark.parametrize(("title", "expression"), expressions())
+def test_a_query_asks_by_labels_that_there_are(title: str, expression: str) -> None:
+    """It is PromQL, and whatever it asks of a metric or groups by is one of that metric's labels."""
+    found, groups = selectors(expression)
+    assert found
+    labels = declared()
+    for selector in found:
+        asked = {matcher.name for matcher in selector.matchers.matchers}
+        assert asked | groups <= labels[selector.name] | DISCOVERED, selector.name
+
+
+def test_running_processes_show_all_that_is_asked_for() -> None:
+    """A server that has answered a request, and the operator's own registry, expose every metric of every query."""
     models = ROOT / "examples/models"
-    with serve_process(str(models / "stdlib-target"), "--draft", str(models / "stdlib-draft")) as server:
+    with serve_process(models / "stdlib-target", "--draft", str(models / "stdlib-draft")) as server:
         server.wait_ready()
         body = {"model": "stdlib-target", "prompt": "def parse(self, text):", "max_tokens": 16}
         request = urllib.request.Request(f"{server.url}/v1/completions", json.dumps(body).encode())
@@ -53,30 +79,10 @@ def exposed() -> set[str]:
         status, text = server.get("/metrics")
         assert status == 200
     text += Metrics().exposition().decode()
-    kinds = re.findall(r"^# TYPE (\S+) (\w+)$", text, flags=re.MULTILINE)
-    return {name for name, _ in kinds} | {f"{name}_bucket" for name, kind in kinds if kind == "histogram"}
-
-
-@pytest.mark.parametrize(("title", "expression"), expressions())
-def test_a_query_parses_and_asks_for_what_there_is(title: str, expression: str, exposed: set[str]) -> None:
-    """Each metric is shown by a running process, and whatever is asked of it or grouped by is one of its labels."""
-    selectors: list[Any] = []
-    groups: set[str] = set()
-
-    def visit(node: Any) -> bool:
-        if isinstance(node, promql_parser.VectorSelector):
-            selectors.append(node)
-        if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
-            groups.update(node.modifier.labels)
-        return True
-
-    promql_parser.walk(promql_parser.parse(expression), visit)
-    assert selectors
-    labels = declared()
-    for selector in selectors:
-        assert selector.name in exposed, f"{title}: {selector.name}"
-        asked = {matcher.name for matcher in selector.matchers.matchers}
-        assert asked | groups <= labels[selector.name] | DISCOVERED, f"{title}: {selector.name}"
+    shown = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, flags=re.MULTILINE))
+    shown |= {f"{name}_bucket": kind for name, kind in shown.items() if kind == "histogram"}
+    asked = {selector.name: title for title, text in expressions() for selector in selectors(text)[0]}
+    assert {name: title for name, title in asked.items() if name not in shown} == {}
 
 
 def test_every_metric_worth_a_look_is_shown() -> None:
