@@ -61,7 +61,8 @@ def format_of(chat_template: str | None) -> ToolFormat:
             return MISTRAL_NAMES
         return MISTRAL_SPACED if "[TOOL_CALLS] [" in template else MISTRAL
     if "<tool_call>" in template:
-        return HERMES
+        # Qwen 3 Coder and GLM put XML between the same marks.
+        return GENERIC if "<function=" in template or "<arg_key>" in template else HERMES
     if "<|python_tag|>" in template or "<|start_header_id|>" in template:
         return LLAMA_3
     return GENERIC

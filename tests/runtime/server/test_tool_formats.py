@@ -16,8 +16,10 @@ from smartspec.server.tool_formats import (
     LLAMA_3,
     MISTRAL,
     MISTRAL_NAMES,
+    MISTRAL_SPACED,
     ToolFormat,
     calls_grammar,
+    format_of,
 )
 from tiny import EOS, byte_tokenizer
 
@@ -121,3 +123,23 @@ def test_a_schema_s_own_style_is_left_out() -> None:
     style = {"x-guidance": {"key_separator": "=", "lenient": True}}
     source = calls_grammar(GENERIC, [("add", ADD | style)], parallel=False, token_of=lambda _: None)
     assert json.dumps("=") not in source
+
+
+@pytest.mark.parametrize(
+    ("template", "tool_format"),
+    [
+        (None, GENERIC),
+        ("{{ messages }}", GENERIC),
+        ("{{ tools }} <tool_call>", HERMES),
+        ("{{ tools }} <tool_call><function=", GENERIC),
+        ("{{ tools }} <tool_call><arg_key>", GENERIC),
+        ("{{ tools }} <|start_header_id|>", LLAMA_3),
+        ("{{ tools }} [TOOL_CALLS][", MISTRAL),
+        ("{{ tools }} [TOOL_CALLS] [", MISTRAL_SPACED),
+        ("{{ tools }} [TOOL_CALLS] [ARGS]", MISTRAL_NAMES),
+        ("{{ tools }} <|some_other_mark|>", GENERIC),
+    ],
+)
+def test_the_format_is_known_by_the_template(template: str | None, tool_format: ToolFormat) -> None:
+    """By its marks; one that is not known is no reason to guess."""
+    assert format_of(template) == tool_format
