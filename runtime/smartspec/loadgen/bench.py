@@ -57,7 +57,11 @@ def bench(options: BenchOptions) -> int:
         picture.check_drawable(options.picture_file)
     began = time.time()
     progress_console = Console(stderr=True)
-    found = asyncio.run(_measure(options, progress_console))
+    try:
+        found = asyncio.run(_measure(options, progress_console))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("smartspec: interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
     summaries = found.summaries
     report.show(Console(width=None if sys.stdout.isatty() else 160), summaries, options.plan.described)
     if options.json_file is not None:

@@ -116,11 +116,11 @@ def _remarks(summaries: Sequence[Summary]) -> Iterator[str]:
         for error, times in summary.errors.most_common():
             detail = next((s.detail for s in summary.samples if s.error == error and s.detail), "")
             yield f"{times} failed{where}: {error}{f' ({detail})' if detail else ''}"
-        if cut := sum(run.num_cut_off for run in summary.rounds):
-            yield f"{cut} under way{where} when it was stopped: left out"
         if summary.lateness > LATE_SECONDS:
             yield f"Sent up to {summary.lateness:.2f} s late{where} (p95): this machine was the limit, not the server."
-        if summary.share_of_others > 0.05:
+        if cut := sum(run.num_cut_off for run in summary.rounds):
+            yield f"{cut} under way{where} when it was stopped: left out"
+        elif summary.share_of_others > 0.05:
             yield f"{summary.share_of_others:.0%} of what the server generated meanwhile{where} was for others."
 
 

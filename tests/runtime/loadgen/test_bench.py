@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ from aiohttp import web
 
 from fake_engine import FakeEngine
 from serving import Served, serving
+from waiting import until
 
 
 async def bench(
-    server: Served | str, *arguments: str | Path, stop_after: str = "", **environment: str
+    server: Served | str, *arguments: str | Path, stop_when: Callable[[], object] | None = None, **environment: str
 ) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr; with *stop_after* it gets Ctrl-C once its stderr has that."""
+    """Exit status, stdout and stderr; it gets Ctrl-C as soon as *stop_when* holds."""
     url = server if isinstance(server, str) else f"http://127.0.0.1:{server.public_port}"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "smartspec", "bench", url, *map(str, arguments),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | environment,
     )  # fmt: skip
-    if stop_after:
-        await asyncio.sleep(float(stop_after))
+    if stop_when is not None:
+        await until(stop_when, seconds=30)
         process.send_signal(signal.SIGINT)
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
@@ -138,14 +139,23 @@ async def test_failures_are_counted_by_kind_and_are_the_exit_status() -> None:
 
 async def test_ctrl_c_prints_what_there_is() -> None:
     """Exit status 130, with the requests that had ended by then."""
-    async with serving(FakeEngine(step_seconds=0.05)) as server:
-        status, out, err = await bench(
-            server, "--clients", "2", "--minutes", "5", "--max-tokens", "8", stop_after="2.5"
-        )
+    engine = FakeEngine(step_seconds=0.05)
+    async with serving(engine) as server:
+        arguments = ["--clients", "2", "--minutes", "5", "--max-tokens", "8"]
+        status, out, err = await bench(server, *arguments, stop_when=lambda: len(engine.requests) > 6)
     assert status == 130
     assert "Traceback" not in err
     assert "time to first token" in out
     assert "when it was stopped" in out
+
+
+async def test_ctrl_c_before_there_is_anything() -> None:
+    """One line, and the same status."""
+    engine = FakeEngine(step_seconds=None)
+    async with serving(engine) as server:
+        status, out, err = await bench(server, stop_when=lambda: engine.requests)
+    assert (status, out) == (130, "")
+    assert err == "smartspec: interrupted before anything was measured\n"
 
 
 def test_it_needs_no_torch() -> None:
