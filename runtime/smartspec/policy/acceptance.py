@@ -5,6 +5,7 @@ rejection are censored: nobody knows what would have become of them, so they are
 usual metric, is biased low in this formula). Evidence fades with the tokens generated, never with the clock.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -102,8 +103,10 @@ class AcceptanceModel:
     def mean_survival(self, verifiers: Sequence[Verifier], depth: int, *, below: float = 0.0) -> Array:
         """Survival [depth] of a drafted token, averaged over *verifiers*, for a request that fares worse than its
         pair by *below* standard deviations between requests."""
-        rates = self._rates[[row_of("draft", verifier) for verifier in verifiers], :depth] - below * self.spread
-        survival: Array = np.cumprod(np.clip(rates, 0.0, 1.0), axis=1).mean(axis=0)
+        counts = Counter(verifiers)
+        rates = self._rates[[VERIFIER[verifier] for verifier in counts], :depth] - below * self.spread
+        shares = np.array(list(counts.values())) / len(verifiers)
+        survival: Array = shares @ np.cumprod(np.clip(rates, 0.0, 1.0), axis=1)
         return survival
 
     def observe(self, outcomes: Sequence[RequestOutcome], tokens_kept: int) -> None:

@@ -16,6 +16,8 @@ from smartspec.policy.regression import Array, Ints
 from smartspec.policy.settings import AcceptancePrior, Priors
 
 MOST_CONCURRENCY = 4096
+AT_ONCE = 16
+"""Concurrencies that are looked at together, where the greatest within a target is sought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +103,14 @@ class SteadyState:
 
     def most_within(self, tpot_target_seconds: float) -> int:
         """The greatest concurrency whose TPOT at the best k keeps the target; 0 when none does."""
-        if self.tpot_seconds(1).min() > tpot_target_seconds:
-            return 0
-        low, high = 1, 2
-        while high < MOST_CONCURRENCY and self.tpot_seconds(high).min() <= tpot_target_seconds:
-            low, high = high, high * 2
-        while high - low > 1:  # more requests never make a step shorter, so that halving finds the edge
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.tpot_seconds(middle).min() <= tpot_target_seconds else (low, middle)
+        low, high = 0, MOST_CONCURRENCY + 1
+        while (
+            high - low > 1
+        ):  # more requests never make a step shorter, so that looking at a few at once finds the edge
+            tried = np.unique(np.linspace(low + 1, high - 1, AT_ONCE).astype(np.intp))
+            keep = self.tpot_seconds(tried).min(axis=-1) <= tpot_target_seconds
+            first = len(tried) if keep.all() else int(keep.argmin())
+            low, high = int(tried[first - 1]) if first else low, int(tried[first]) if first < len(tried) else high
         return low
 
 

@@ -38,6 +38,24 @@ def learn(known: Coefficients, features: Array, seconds: float) -> float:
     return float(predicted)
 
 
+def deviation(known: Coefficients, features: Array) -> float:
+    """Standard deviation of the prediction for *features* [d], noise of a single step aside."""
+    return float(_deviation(known.covariance, features))
+
+
+@njit("float64(float64[:,::1], float64[::1])", cache=True)  # type: ignore[untyped-decorator]
+def _deviation(covariance: Any, features: Any) -> float:
+    """Square root of features @ covariance @ features."""
+    variance = 0.0
+    for i in range(len(features)):
+        if features[i] != 0.0:
+            along = 0.0
+            for j in range(len(features)):
+                along += covariance[i, j] * features[j]
+            variance += features[i] * along
+    return math.sqrt(max(variance, 0.0))
+
+
 @njit("(float64[::1], float64[:,::1], float64[::1], float64[:,::1], float64, float64)", cache=True)  # type: ignore[untyped-decorator]
 def _spread(mean: Any, covariance: Any, scale: Any, kinship: Any, together: float, apart: float) -> None:
     """Add what is not known of coefficients that moved by these relative standard deviations, together and apart."""

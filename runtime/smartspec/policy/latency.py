@@ -49,10 +49,6 @@ class LatencyModel:
             host=self._host.predict(self._regressors.host(features)),
         )
 
-    def uncertainty(self, features: StepFeatures) -> float:
-        """Standard deviation, in seconds, of the target's predicted time: large for shapes not run lately."""
-        return self._target.uncertainty(self._regressors.target(features))
-
     def target_curve(self, tokens: NDArray[Any], *, context: Number, requests: Number, prefill: Number) -> Array:
         """Seconds of target and host together for each total of *tokens* in the step."""
         mean, host = self._target.mean, self._host.mean

@@ -3,7 +3,7 @@
 import math
 
 from smartspec.policy.features import Regressors
-from smartspec.policy.kalman import learn
+from smartspec.policy.kalman import deviation, learn
 from smartspec.policy.latency import LatencyModel
 from smartspec.policy.regression import Array
 from smartspec.policy.types import StepFeatures, StepSeconds
@@ -27,6 +27,10 @@ class OnlineLatencyModel(LatencyModel):
     def is_poor(self) -> bool:
         """Whether recent predictions erred by more than `POOR_ERROR` on average."""
         return self._num_errors > 0 and self.error > POOR_ERROR
+
+    def uncertainty(self, features: StepFeatures) -> float:
+        """Standard deviation, in seconds, of the target's predicted time: large for shapes not run lately."""
+        return deviation(self._target, self._regressors.target(features))
 
     def observe(self, features: StepFeatures, seconds: StepSeconds) -> None:
         """Learn from one measured step; a step without tokens, or with no time measured, teaches nothing."""

@@ -34,6 +34,8 @@ class OwnEvidence:
     def __init__(self) -> None:
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
+        self._asked: Sequence[str] = ()
+        self._asked_slots = np.empty(0, dtype=np.intp)
         self.excess, self.trials, self.chance = (np.zeros((len(PROPOSERS), FIRST_SLOTS)) for _ in range(3))
         self.last_tried = np.full((len(PROPOSERS), FIRST_SLOTS), -1, dtype=np.intp)
         self._between = [BETWEEN_REQUESTS**2] * len(PROPOSERS)
@@ -49,7 +51,10 @@ class OwnEvidence:
 
     def slots_of(self, requests: Sequence[str]) -> Ints:
         """The slots [R] of *requests*, nobody's where nothing was learned of one."""
-        return np.fromiter(map(self._slots.get, requests, repeat(NOBODY)), np.intp, len(requests))
+        if requests != self._asked:  # mostly they are those of the step before
+            self._asked = requests
+            self._asked_slots = np.fromiter(map(self._slots.get, requests, repeat(NOBODY)), np.intp, len(requests))
+        return self._asked_slots
 
     def slots_for(self, requests: Sequence[str]) -> Ints:
         """The slots [R] of *requests*, given to those that have none."""
@@ -81,6 +86,7 @@ class OwnEvidence:
                 between += (beyond - between) / BETWEEN_FINISHED
                 self._between[proposer] = min(max(between, LEAST_BETWEEN**2), MOST_BETWEEN**2)
         self._free.append(slot)
+        self._asked = ()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -92,6 +98,7 @@ class OwnEvidence:
             if slot >= self.excess.shape[1]:
                 self._grow()
             self._slots[request] = slot
+            self._asked = ()
             self.excess[:, slot] = self.trials[:, slot] = self.chance[:, slot] = 0.0
             self.last_tried[:, slot] = -1
         return slot

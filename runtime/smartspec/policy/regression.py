@@ -6,8 +6,6 @@ coefficient whose feature was not seen lately keeps its value instead of dying, 
 Predicting needs no more than this; how steps are learned from is `kalman.py`'s.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,10 +38,6 @@ class Coefficients:
     def predict(self, features: Array) -> float:
         """Seconds for *features* [d]."""
         return float(features @ self.mean)
-
-    def uncertainty(self, features: Array) -> float:
-        """Standard deviation of the prediction for *features* [d], noise of a single step aside."""
-        return math.sqrt(max(0.0, float(features @ self.covariance @ features)))
 
     def seed(self, mean: Array, doubt: float) -> None:
         """Start from *mean*, believed to the relative standard deviation *doubt*, together and apart."""

@@ -16,7 +16,7 @@ from smartspec.policy.columns import by_letter, columns_of
 from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import HALF_OCTAVES, LINE, Regressors
 from smartspec.policy.goodput import Problem, optimise
-from smartspec.policy.kalman import learn
+from smartspec.policy.kalman import deviation, learn
 from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.regression import Coefficients
 from smartspec.policy.scan import _ascending
@@ -59,6 +59,8 @@ def test_the_filter_is_the_matrices(seed: int) -> None:
         assert known.mean == close(plain.mean)
         assert known.covariance == pytest.approx(plain.covariance, rel=1e-10, abs=1e-15)
         assert (known.noise, known.streak) == (close(plain.noise), plain.streak)
+        variance = max(0.0, float(features @ known.covariance @ features))
+        assert deviation(known, features) == pytest.approx(variance**0.5, rel=1e-6, abs=1e-9)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
