@@ -55,7 +55,10 @@ COPY --from=package /package /venv
 FROM build AS torch
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=
-RUN /build/bin/pip --python /venv/bin/python install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
+RUN /build/bin/pip --python /venv/bin/python install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION" \
+    # Its own test programs and the tests of what it brings: an eighth of it.
+    && cd /venv/lib/python3*/site-packages && rm -rf torch/test torch/bin/protoc* torch/bin/test_* torch/bin/*Test \
+    && find . -type d -name tests -prune -exec rm -r {} +
 
 FROM torch AS runtime-packages
 COPY --from=requirements /runtime.txt /

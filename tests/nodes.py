@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from clusters import NOT_HERE, SCRIPT
+
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "tests/cluster/cluster"
 IMAGES = {"operator": "smartspec/operator:test", "runtime": "smartspec/runtime:test"}
 """What the targets of the Dockerfile are called on the node."""
 OPERATOR_IMAGE, RUNTIME_IMAGE = IMAGES.values()
 TARGET, DRAFT = "/models/stdlib-target", "/models/stdlib-draft"
 """The bundled pair inside the runtime image."""
-NOT_HERE = 77
-"""The script's status where this machine cannot: its last line says why."""
 
 
 def run(*command: str | Path, folder: Path | None = None, show: bool = True) -> None:
@@ -61,7 +60,7 @@ def traces(state: Path) -> set[str]:
 
     def works_there(process: Path) -> bool:
         try:
-            return str(state) in f"{os.readlink(process / 'cwd')} {(process / 'cmdline').read_text()}"
+            return str(state) in f"{(process / 'cwd').readlink()} {(process / 'cmdline').read_text()}"
         except OSError:  # it has ended meanwhile
             return False
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nodes import NOT_HERE, SCRIPT
+from clusters import NOT_HERE, SCRIPT
 from pip_configuration import merged, named_paths
 
 

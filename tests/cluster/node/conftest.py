@@ -70,6 +70,10 @@ def namespace(kubectl: Callable[..., str], request: pytest.FixtureRequest) -> It
     name = f"n-{abs(hash(request.node.name)) % 10**8}-{os.getpid()}"
     kubectl("create", "namespace", name)
     yield name
+    # First what makes pods, then the pods: with pods in it, a namespace is looked at again only after half of their
+    # grace, which for replicas is minutes.
+    for kind in ("smartspecs", "deployments", "pods"):
+        kubectl("--namespace", name, "delete", kind, "--all", "--timeout=120s", check=False)
     kubectl("delete", "namespace", name, "--timeout=120s")
 
 
