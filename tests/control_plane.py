@@ -53,7 +53,7 @@ class Operator:
         name: str = "operator",
         arguments: Sequence[str] = ("--all-namespaces", *PERIODS),
     ) -> None:
-        self._arguments = [*arguments, *LEASE]
+        self._arguments = [*LEASE, *arguments]
         self.kubeconfig = kubeconfig
         self.log = folder / f"{name}.log"
         self.probe_port = free_port()

@@ -78,6 +78,8 @@ class Controller:
         self._image = image
         self._timing = timing
         self._paces: dict[str, Pace] = {}
+        self._edits: dict[str, Manifest] = {}
+        self._has_edits = asyncio.Event()
         self.ticked: float | None = None
 
     @property
@@ -89,9 +91,13 @@ class Controller:
         limit = max(30.0, 10 * self._timing.tick_seconds)
         return self.ticked is None or time.monotonic() - self.ticked < limit
 
-    async def run(self) -> NoReturn:
-        """Tick until cancelled. A tick that fails is told, and the next one tries again."""
+    async def run(self) -> None:
+        """Tick, and answer edits between ticks, until cancelled."""
         self.ticked = time.monotonic()
+        await asyncio.gather(self._tick_forever(), self._answer_edits())
+
+    async def _tick_forever(self) -> NoReturn:
+        """A tick that fails is told, and the next one tries again."""
         while True:
             started = time.monotonic()
             try:
@@ -112,10 +118,20 @@ class Controller:
                 del self._paces[gone]
         await asyncio.gather(*(self._reconcile(body, snapshot, at_once=False) for body in bodies))
 
-    async def edited(self, body: Manifest) -> None:
-        """Reconcile one resource now, unless this generation of it is known already."""
+    def edited(self, body: Manifest) -> None:
+        """Have one resource reconciled now, unless this generation of it is known already."""
         if body["metadata"]["generation"] != self._pace(body).generation:
-            await self._reconcile(body, self._cluster.snapshot(), at_once=True)
+            self._edits[body["metadata"]["uid"]] = body
+            self._has_edits.set()
+
+    async def _answer_edits(self) -> NoReturn:
+        """Reconcile what was edited: all that came meanwhile together, for each snapshot lists everything there is."""
+        while True:
+            await self._has_edits.wait()
+            self._has_edits.clear()
+            bodies, self._edits = list(self._edits.values()), {}
+            snapshot = self._cluster.snapshot()
+            await asyncio.gather(*(self._reconcile(body, snapshot, at_once=True) for body in bodies))
 
     def _pace(self, body: Manifest) -> Pace:
         uid = body["metadata"]["uid"]

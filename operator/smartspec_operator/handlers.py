@@ -51,10 +51,15 @@ async def run(
     but the probe: two copies of kopf would both handle every event.
     """
     metrics = Metrics()
-    async with await connect() as client, _session() as session:
+    # The lease has connections of its own: its renewal must not queue behind hundreds of reconciles.
+    async with await connect() as client, await connect() as own, _session() as session:
         api = Api(client, metrics)
         lease = Lease(
-            api, lease_name.namespace, lease_name.name, identity(), duration_seconds=lease_name.duration_seconds
+            Api(own, metrics),
+            lease_name.namespace,
+            lease_name.name,
+            identity(),
+            duration_seconds=lease_name.duration_seconds,
         )
         controller = Controller(KubernetesCluster(api, namespace), session, metrics, image=image, timing=timing)
         async with _probe(lambda: controller.is_alive and lease.is_alive, metrics, probe_port):
@@ -136,7 +141,7 @@ def registry(controller: Controller) -> kopf.OperatorRegistry:
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=found)
     async def changed(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         if event["type"] != "DELETED":
-            await controller.edited(dict(body))
+            controller.edited(dict(body))
 
     return found
 

@@ -13,7 +13,6 @@ from aiohttp import web
 from control_plane import Kubelet, Operator, User, eventually
 from fleets import histogram, linear_priors, load
 from smartspec.policy.settings import decode_settings
-from smartspec_operator.kube import Api
 from smartspec_operator.render import ADMIN_PORT
 
 T = TypeVar("T")
@@ -48,13 +47,19 @@ async def replicas() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def alone(operator: Operator, user: User, tmp_path: Path) -> Iterator[Operator]:
-    """An operator with its usual periods on one core, for the test's namespace, instead of the session's."""
+def alone(operator: Operator, user: User, kubectl: Callable[..., str], tmp_path: Path) -> Iterator[Operator]:
+    """An operator with its usual periods on one core, for the test's namespace, instead of the session's.
+
+    Afterwards all is removed and waited for: the controllers would be busy with it while other tests need them.
+    """
     operator.stop()
-    one = Operator(operator.kubeconfig, tmp_path, arguments=("--namespace", user.namespace))
+    one = Operator(operator.kubeconfig, tmp_path, arguments=("--namespace", user.namespace, "--lease-seconds", "15"))
     os.sched_setaffinity(one.process.pid, {0})
     yield one
-    one.stop()
+    if one.process.poll() is None:
+        one.stop()
+    kubectl("-n", user.namespace, "delete", "smartspecs", "--all", "--wait=false")
+    kubectl("-n", user.namespace, "wait", "--for=delete", "pods", "--all", "--timeout=180s")
     operator.start()
 
 
@@ -68,7 +73,7 @@ async def test_three_hundred_resources_on_one_core(
         names = [{"name": f"demo-{i}", "namespace": user.namespace} for i in chunk]
         await asyncio.gather(*(user.api.create({**body, "metadata": metadata}) for metadata in names))
     run = asyncio.create_task(run_pods(kubelet))
-    await eventually(lambda: all_served(user.api, user.namespace, run), seconds=180)
+    await eventually(lambda: all_served(user, alone, run), seconds=180)
     run.cancel()
     await asyncio.sleep(10)
     before, began = await alone.metrics(), asyncio.get_running_loop().time()
@@ -116,12 +121,14 @@ async def run_pods(kubelet: Kubelet) -> None:
         await asyncio.sleep(0.5)
 
 
-async def all_served(api: Api, namespace: str, run: asyncio.Task[None]) -> bool:
-    """Whether each resource is ready and its policy applied; raises what ended the pods' *run*."""
+async def all_served(user: User, operator: Operator, run: asyncio.Task[None]) -> bool:
+    """Whether each resource is ready and its policy applied; raises what ended the pods' *run*, or the operator."""
     if run.done():
         run.result()
+    if operator.process.poll() is not None:
+        raise RuntimeError(f"the operator has ended:\n{operator.log.read_text()[-3000:]}")
     served = 0
-    for resource in await api.list("SmartSpec", namespace):
+    for resource in await user.api.list("SmartSpec", user.namespace):
         conditions = {c["type"]: c["status"] for c in resource.get("status", {}).get("conditions", ())}
         served += conditions.get("Ready") == conditions.get("PolicyApplied") == "True"
     await asyncio.sleep(1)

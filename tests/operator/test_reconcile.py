@@ -181,6 +181,16 @@ def test_integrations_that_are_asked_for_no_more_are_removed() -> None:
     assert [name for kind, name in cluster.objects if kind == "PodMonitor"] == ["theirs"]
 
 
+@pytest.mark.parametrize("nonsense", ["{}", "[", '{"generation": 0, "policy": "off"}'])
+def test_a_policy_that_somebody_wrote_is_none_of_ours(nonsense: str) -> None:
+    """What the operator writes has a number: anything else is as good as lost, and decided anew at once."""
+    cluster = MemoryCluster()
+    run(cluster, slo={"tpotSeconds": 0.05})
+    cluster.objects["ConfigMap", "demo-policy"]["data"] = {POLICY_FILE: nonsense}
+    body = {"metadata": {"name": "demo"}, "spec": {"model": {"source": "m"}}}
+    assert asyncio.run(observe(parse(body), cluster, MemoryReplicas(), NOW)).history.settings is None
+
+
 def test_a_pod_that_only_waits_is_told_apart_by_its_claim() -> None:
     """A node, no address, for minutes: a ReadWriteOnce claim may be why."""
     for mode, shared in (("ReadWriteOnce", False), ("ReadWriteMany", True)):
