@@ -70,7 +70,7 @@ def traces(state: Path) -> set[str]:
         *(f"route {line}" for line in lines("ip", "route")),
         *(f"namespace {line}" for line in lines("ip", "netns")),
         *(f"rule {line}" for line in lines("iptables-save") if line.startswith("-A")),
-        *(f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines()),
+        *(f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if f"{state}/" in line),
         *(f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob("**/kubepods*")),
         *(f"program {folder}" for folder in Path("/proc").glob("[0-9]*") if works_there(folder)),
     }
