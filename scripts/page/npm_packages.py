@@ -38,8 +38,13 @@ def unpacked(name: str) -> Path:
     _check(archive, locked["integrity"])
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as new:
+            # Files alone, one by one: Debian 12's Python has no `filter` for extractall, and later ones ask for it.
             with tarfile.open(archive) as tar:
-                tar.extractall(new, filter="data")
+                for member in tar:
+                    if (content := tar.extractfile(member)) is not None:
+                        file = Path(new) / member.name
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(content.read())
             (Path(new) / "package").rename(folder)
     return folder
 
