@@ -38,9 +38,10 @@ class QueueBounds:
     max_tokens: int
 
 
-def most_at_once(tenant: str, num_places: int) -> int:
-    """How many requests of *tenant* an idle server of so many places takes together; see `Backlog.has_room`."""
-    return SHARE_OF_FREE * num_places // (1 + SHARE_OF_FREE) if tenant else num_places
+def most_at_once(tenant: str, *, num_startable: int, max_queued: int) -> int:
+    """How many requests of *tenant* an idle server takes together; see `Backlog.has_room`."""
+    num_places = num_startable + max_queued
+    return max(num_startable, SHARE_OF_FREE * num_places // (1 + SHARE_OF_FREE)) if tenant else num_places
 
 
 @dataclass(slots=True)

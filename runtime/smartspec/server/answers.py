@@ -156,7 +156,7 @@ async def answer(
 def _check_room(engine: EngineClient, requests: Sequence[GenerationRequest], *, param: str) -> None:
     """Refuse what an idle server has no room for: sequences start all or none, and a 429 would be tried for ever."""
     load = engine.load()
-    room = most_at_once(requests[0].tenant, load.max_num_seqs + load.max_queued_requests)
+    room = most_at_once(requests[0].tenant, num_startable=load.max_num_seqs, max_queued=load.max_queued_requests)
     if len(requests) > room:
         message = f"{param}: the request makes {len(requests)} sequences; this server holds {room} of a client at once"
         raise ApiError(400, message, param=param)

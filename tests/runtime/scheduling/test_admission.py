@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 from smartspec.scheduling.admission import Backlog, QueueBounds, most_at_once
 
 
-def fill(backlog: Backlog, tenant: str, bounds: QueueBounds, tokens: int = 1, most: int = 10_000) -> int:
+def fill(
+    backlog: Backlog, tenant: str, bounds: QueueBounds, tokens: int = 1, most: int = 10_000, num_startable: int = 0
+) -> int:
     """Add requests of *tenant* while there is room; how many."""
     for count in range(most):
-        if not backlog.has_room(tenant, tokens, bounds, num_startable=0):
+        if not backlog.has_room(tenant, tokens, bounds, num_startable=num_startable):
             return count
         backlog.add(tenant, tokens)
     return most
@@ -37,10 +39,16 @@ def test_what_can_start_does_not_queue() -> None:
 
 
 def test_a_tenant_alone_leaves_half() -> None:
-    """However much it sends, and as many as `most_at_once` says."""
-    assert fill(Backlog(), "a", QueueBounds(300, 10**6)) == most_at_once("a", 300) == 150
+    """However much it sends, in requests or in tokens."""
+    assert fill(Backlog(), "a", QueueBounds(300, 10**6)) == 150
     assert fill(Backlog(), "a", QueueBounds(300, 1000), tokens=10) == 50
-    assert most_at_once("", 300) == 300
+
+
+@given(st.sampled_from(["", "a"]), st.integers(0, 40), st.integers(1, 40))
+def test_what_an_idle_server_takes_at_once_is_known_beforehand(tenant: str, queued: int, startable: int) -> None:
+    """A request of more sequences is refused for good, so one of as many must not be: with a short queue, too."""
+    most = fill(Backlog(), tenant, QueueBounds(queued, 10**6), num_startable=startable)
+    assert most == most_at_once(tenant, num_startable=startable, max_queued=queued)
 
 
 @given(
