@@ -205,7 +205,7 @@ class _Bar:
     def __init__(self, progress: Progress, label: str, options: BenchOptions) -> None:
         plan = options.plan
         # How many there will be is not known where only the time is.
-        total = None if plan.clients is not None and plan.seconds is not None else len(plan.jobs)
+        total = None if plan.clients is not None and plan.seconds is not None else len(plan)
         self._progress, self._label = progress, label
         self._task = progress.add_task(label, total=total, words="")
         self._tokens = self._errors = self._seen = 0

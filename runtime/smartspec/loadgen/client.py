@@ -3,11 +3,12 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession
+from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 
@@ -165,8 +166,9 @@ class _Reading:
 async def _read(answer: ClientResponse, reading: _Reading) -> None:
     """Read a stream to its end; raises _RequestError for anything but a whole answer."""
     if answer.status != 200:
-        raise _RequestError(f"HTTP {answer.status}", error_message(await answer.text()))
-    async for line in answer.content:
+        # Not `text()`: what stands between us and the server may send anything, and a sample is to come of it.
+        raise _RequestError(f"HTTP {answer.status}", error_message((await answer.read()).decode(errors="replace")))
+    async for line in _lines(answer):
         if not line.startswith(b"data:"):
             continue
         data = line.removeprefix(b"data:").strip()
@@ -183,6 +185,15 @@ async def _read(answer: ClientResponse, reading: _Reading) -> None:
         raise _RequestError("cut short", f"the stream ended after {reading.pieces} pieces without a finish_reason")
     # A server that counts no tokens brought at least one with each piece.
     reading.tokens = reading.tokens or reading.pieces
+
+
+async def _lines(answer: ClientResponse) -> AsyncIterator[bytes]:
+    """The lines of a stream; raises _RequestError for one without end."""
+    try:
+        async for line in answer.content:
+            yield line
+    except LineTooLong:
+        raise _RequestError("not an event", "a line that is longer than any event") from None
 
 
 def _number(text: str | None) -> float | None:

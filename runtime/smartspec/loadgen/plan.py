@@ -1,7 +1,7 @@
 """What to send and when: the command line's wishes as a list of jobs, decided before anything is sent."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -26,12 +26,23 @@ class Mode:
 @dataclass(frozen=True)
 class Plan:
     """The jobs of one run. *clients* at once, each sending its next when it is answered, until *seconds* are over; or,
-    when *clients* is None, each job when it is due, whatever became of the others."""
+    when *clients* is None, each job when it is due, whatever became of the others.
+
+    *num_jobs* are sent, going through *jobs* over and over with new numbers; None: each of them once.
+    """
 
     jobs: tuple[Job, ...]
     clients: int | None
     seconds: float | None
     described: str
+    num_jobs: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.jobs) if self.num_jobs is None else self.num_jobs
+
+    def __iter__(self) -> Iterator[Job]:
+        """What is to be sent, in order; made on the way, for an hour of many clients has room for millions."""
+        return (replace(job, number=number) for number, job in enumerate(islice(cycle(self.jobs), len(self))))
 
 
 def modes_of(text: str) -> tuple[Mode, ...]:
@@ -57,10 +68,10 @@ def closed(prompts: Sequence[str], *, clients: int, requests: int | None, second
     """*clients* at once until *requests* are answered or *seconds* are over."""
     if requests is None and seconds is None:
         requests = DEFAULT_REQUESTS
-    # Enough for any server in the time: a job is a few words, and those that are not sent cost nothing.
+    # More than any server answers in the time: those that are not sent are not made either.
     count = requests if requests is not None else max(1000, round((seconds or 0) * clients * 100))
-    jobs = tuple(Job(number, 0.0, prompt, tokens) for number, prompt in enumerate(islice(cycle(prompts), count)))
-    return Plan(jobs, clients, seconds, f"{clients} client{'s' if clients > 1 else ''} at once")
+    jobs = tuple(Job(number, 0.0, prompt, tokens) for number, prompt in enumerate(prompts))
+    return Plan(jobs, clients, seconds, f"{clients} client{'s' if clients > 1 else ''} at once", count)
 
 
 def paced(

@@ -64,9 +64,9 @@ async def carry_out(
 
     async with asyncio.TaskGroup() as group:
         if plan.clients is None:
-            for job in plan.jobs:
+            for job in plan:
                 group.create_task(when_due(job))
         else:
-            jobs = iter(plan.jobs)
-            for _ in range(min(plan.clients, len(plan.jobs))):
+            jobs = iter(plan)
+            for _ in range(min(plan.clients, len(plan))):
                 group.create_task(in_turn(jobs))

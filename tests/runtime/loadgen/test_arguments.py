@@ -1,5 +1,6 @@
 """What `smartspec bench` is told becomes a plan, or a sentence about what is wrong."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ def options_of(*argv: str | int, **environment: str) -> BenchOptions:
 def test_nothing_said_means_four_clients_and_64_requests() -> None:
     """The server as it is, the built-in texts over and over."""
     options = options_of()
-    assert (options.plan.clients, len(options.plan.jobs), options.plan.seconds) == (4, 64, None)
+    assert (options.plan.clients, len(options.plan), options.plan.seconds) == (4, 64, None)
     assert [mode.field for mode in options.modes] == [None]
     assert not options.compares
     assert "ignore_eos" not in options.fields
-    assert len({job.prompt for job in options.plan.jobs}) == 8
+    assert len({job.prompt for job in options.plan}) == 8
 
 
 @pytest.mark.parametrize("text", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "http://h:1/v1?x=y"])
@@ -57,6 +58,15 @@ def test_a_trace_keeps_its_times_and_lengths(tmp_path: Path) -> None:
     assert len(plan.jobs[1].prompt) == 200
 
 
+def test_a_plan_for_a_time_takes_no_memory_for_what_may_never_be_sent() -> None:
+    """An hour of many clients has room for millions of jobs: each is made when its turn comes, with its number."""
+    plan = options_of("--clients", 64, "--minutes", 60).plan
+    assert (len(plan), len(plan.jobs)) == (23_040_000, 8)
+    jobs = list(islice(plan, 17))
+    assert [job.number for job in jobs] == list(range(17))
+    assert jobs[0].prompt == jobs[8].prompt == jobs[16].prompt != jobs[1].prompt
+
+
 def test_modes_are_what_the_request_field_says() -> None:
     """In the order given; answers then have all their tokens, so that modes do equal work."""
     options = options_of("--compare", "off, fixed:4,auto,auto:2")
@@ -81,7 +91,7 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
 def test_prompts_of_the_user(tmp_path: Path) -> None:
     """One a line, or JSON Lines with a field prompt, where a text may have lines of its own."""
     (tmp_path / "p.jsonl").write_text('{"prompt": "a\\nb", "file": "x"}\n{"prompt": "c"}\n')
-    jobs = options_of("--prompts", tmp_path / "p.jsonl", "--requests", 3).plan.jobs
+    jobs = options_of("--prompts", tmp_path / "p.jsonl", "--requests", 3).plan
     assert [job.prompt for job in jobs] == ["a\nb", "c", "a\nb"]
     (tmp_path / "p.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ConfigError, match=r"prompts .*p\.jsonl.*prompt"):

@@ -126,9 +126,16 @@ async def break_off(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def refuse_in_bytes(request: web.Request) -> web.Response:
+    """As a proxy does that knows nothing of UTF-8."""
+    return web.Response(body=b"d\xe9sol\xe9", status=502, content_type="text/plain", charset="utf-8")
+
+
 @pytest.mark.parametrize(
     ("answer", "error", "detail"),
     [
+        (refuse_in_bytes, "HTTP 502", "sol"),
+        (streaming("x" * 1_000_000), "not an event", "longer"),
         (refuse, "HTTP 429", "the queue is full"),
         (hang, "timeout", ""),
         (break_off, "connection", ""),
