@@ -74,9 +74,11 @@ class KeyRing:
     @classmethod
     def of(cls, key: str | None, file: Path | None) -> "KeyRing":
         """The keys of *file* if there is one, else the one *key*, else none; raises ConfigError."""
-        if file is not None:
-            return cls(read_keys(file), file)
-        return cls(() if key is None else (api_key(key, "key-1"),))
+        if file is None:
+            return cls(() if key is None else (api_key(key, "key-1"),))
+        ring = cls((), file)  # looks at the version first: what is written while we read is read again
+        ring._keys = read_keys(file)
+        return ring
 
     @property
     def is_open(self) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smartspec.config import ConfigError
-from smartspec.server.keys import KeyRing, api_key, read_keys
+from smartspec.server.keys import ApiKey, KeyRing, api_key, read_keys
 
 
 def test_a_line_is_a_key_and_perhaps_a_name(tmp_path: Path) -> None:
@@ -50,6 +50,23 @@ def test_an_unusable_file_is_refused_without_repeating_it(tmp_path: Path, text: 
     with pytest.raises(ConfigError, match="api_key") as refusal:
         read_keys(tmp_path / "keys")
     assert not any(word in str(refusal.value) for word in text.split() if len(word) > 5 and word != "nothing")
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a key that was withdrawn in that moment would work for good."""
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+
+    def read_and_lose(path: Path) -> tuple[ApiKey, ...]:
+        keys = read_keys(path)
+        path.write_text("newer\n")
+        return keys
+
+    monkeypatch.setattr("smartspec.server.keys.read_keys", read_and_lose)
+    ring = KeyRing.of(None, file)
+    monkeypatch.undo()
+    ring.reload_if_changed()
+    assert (ring.name_of("Bearer old"), ring.name_of("Bearer newer")) == (None, "key-1")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
