@@ -3,6 +3,7 @@ each replica through it."""
 
 import ipaddress
 import logging
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
@@ -11,9 +12,9 @@ from smartspec.config import ConfigError, ServerConfig
 from smartspec.policy.settings import decode_settings
 from smartspec.scheduling.client import StalePolicyError
 from smartspec.server.context import CONTEXT, Context
-from smartspec.server.errors import ApiError, answer_errors, validation_error
+from smartspec.server.errors import ApiError, Handler, answer_errors, validation_error
 from smartspec.server.exchange import add_headers, observed, receive
-from smartspec.server.keys import KeyRing
+from smartspec.server.keys import KeyRing, api_key
 from smartspec.server.page.routes import STATIC_PATHS, add_admin_page, refuse_other_sites
 from smartspec.server.public import health, json_response, ready, require_key, show_metrics
 
@@ -29,12 +30,14 @@ def admin_app(context: Context, config: ServerConfig) -> web.Application:
             f"admin_host is {config.admin_host}, which others can reach, but no admin key is configured: "
             "set SMARTSPEC_ADMIN_KEY or --admin-key-file, or listen on 127.0.0.1"
         )
+    keys = KeyRing(() if config.admin_key is None else (api_key(config.admin_key, "admin"),))
     app = web.Application(
         middlewares=[
             observed(context),
             answer_errors,
+            *([refuse_other_names] if keys.is_open else []),
             refuse_other_sites,
-            require_key(KeyRing.of(config.admin_key, None), open_paths=OPEN_PATHS | STATIC_PATHS),
+            require_key(keys, open_paths=OPEN_PATHS | STATIC_PATHS),
         ],
         client_max_size=config.max_body_bytes,
     )
@@ -57,6 +60,19 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@web.middleware
+async def refuse_other_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what was sent to a name that is not this machine's own: another site may let its name point here, and to a
+    browser its pages and this server are one site then. Only a port without a key needs this."""
+    try:
+        name = urlsplit(f"//{request.headers.get('Host', 'localhost')}").hostname or ""
+    except ValueError:
+        name = ""
+    if not (_is_loopback(name) or name.endswith(".localhost")):
+        raise ApiError(403, "without an admin key the admin port is called localhost alone", code="other_name")
+    return await handler(request)
 
 
 async def show_load(request: web.Request) -> web.Response:

@@ -100,6 +100,30 @@ async def test_other_sites_cannot_use_the_admin_port_through_a_browser() -> None
         assert (await server.get("/ready"))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "admin_key", "status"),
+    [
+        ("evil.example:8001", None, 403),
+        ("localhost.evil.example", None, 403),
+        ("127.0.0.1.evil.example", None, 403),
+        ("[", None, 403),
+        ("", None, 403),
+        ("localhost:8001", None, 200),
+        ("LOCALHOST", None, 200),
+        ("app.localhost:8001", None, 200),
+        ("127.0.0.1:8001", None, 200),
+        ("[::1]:8001", None, 200),
+        ("evil.example:8001", "secret", 200),
+    ],
+)
+async def test_a_name_of_another_site_that_points_here_is_refused(
+    host: str, admin_key: str | None, status: int
+) -> None:
+    """To a browser such a site's pages and this server are one site; a key, which the site does not have, will do."""
+    async with serving(FakeEngine(), admin_key=admin_key) as server:
+        assert (await get(server, "/load", Host=host, Authorization="Bearer secret"))[0] == status
+
+
 async def test_a_prompt_can_be_tried_on_the_admin_port() -> None:
     """One origin for the page and its prompt, behind the admin key."""
     async with serving(FakeEngine(), admin_key="secret", api_key="other") as server:
