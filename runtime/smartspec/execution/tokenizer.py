@@ -78,7 +78,7 @@ class HuggingFaceTokenizer:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             # Templates are programs that come with a checkpoint: what they raise on odd messages is up to them.
             raise InvalidRequestError(
                 "messages", f"the model's chat template refuses these messages: {error}"

@@ -1,5 +1,7 @@
 """The tokenizer behind the server's seam."""
 
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -44,6 +46,17 @@ def test_a_refusal_of_the_template_is_the_clients_error() -> None:
     words.chat_template = None
     with pytest.raises(InvalidRequestError, match="no chat template"):
         HuggingFaceTokenizer(words).apply_chat_template([])
+
+
+def test_arguments_too_deep_for_the_template_are_the_clients_error() -> None:
+    """What could be read is not always what can be written again: a template writes further down the stack."""
+    words = byte_tokenizer(300)
+    words.chat_template = "{{ messages[0].tool_calls | tojson }}"
+    arguments: dict[str, Any] = {}
+    for _ in range(900):
+        arguments = {"a": arguments}
+    with pytest.raises(InvalidRequestError, match="refuses these messages"):
+        HuggingFaceTokenizer(words).apply_chat_template([{"role": "assistant", "tool_calls": [arguments]}])
 
 
 def test_a_draft_may_know_fewer_tokens_but_no_others() -> None:
