@@ -6,7 +6,7 @@
 # TORCH_INDEX chooses the torch build, e.g. https://download.pytorch.org/whl/cpu for a small CPU image; unset, pip's own
 # configuration decides, which usually means the CUDA build.
 #
-# Layers go from what changes least to what changes most: Debian, torch, other packages, models, our own code (2 MB). Neither
+# Layers go from what changes least to what changes most: Debian, torch, other packages, models, our own code. Neither
 # pip nor a compiler of wheels is in the images: packages come from stages that have them.
 FROM docker.io/library/debian:bookworm-slim AS base
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 \

@@ -180,7 +180,7 @@ def test_the_operator_ends_in_order_when_told_to(here: Kubectl, kubectl: Kubectl
 
 @pytest.mark.parametrize(("image", "megabytes"), [(OPERATOR_IMAGE, 200), (RUNTIME_IMAGE, 1700)])
 def test_an_image_keeps_its_size(image: str, megabytes: int, node: Path) -> None:
-    """What we put above the base fits its bound; docs/operator.md says what the runtime's is made of."""
+    """What we put above the base fits its bound; docs/install.md says what it is made of."""
     if not node.with_name("apiserver.pid").exists():
         pytest.skip("the images were built elsewhere")
     size = int(subprocess.check_output([SCRIPT, "size", image], text=True))
