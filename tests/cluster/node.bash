@@ -6,6 +6,11 @@ DNS=169.254.20.10                  # a link-local address on loopback, as NodeLo
 SYSCTLS=(net/ipv4/ip_forward net/ipv4/conf/all/route_localnet vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops
          kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
 
+other_kubernetes() {               # whether somebody else's pods run here: 'down' would end them, for it ends whatever is in pods' cgroups
+  [[ ! -e $CLAIM ]] || return 1
+  [[ -e /sys/class/net/cni0 || -n $(find /sys/fs/cgroup -path '*/kubepods*' -name cgroup.procs -exec grep -q . {} \; -print -quit 2>/dev/null) ]]
+}
+
 claim_machine() {
   local other; other=$(cat "$CLAIM" 2>/dev/null || true)
   if [[ -n $other && -e $other/node ]]; then
