@@ -29,7 +29,9 @@ async def encode_chat(
     size = sum(len(str(message)) for message in plain) + sum(len(str(tool)) for tool in tools)
     return await beside_the_loop(
         size,
-        lambda: tokenizer.encode(tokenizer.apply_chat_template(plain, tools=tools), add_special_tokens=False),
+        lambda: tokenizer.encode(
+            _in_characters(tokenizer.apply_chat_template(plain, tools=tools)), add_special_tokens=False
+        ),
     )
 
 
@@ -39,6 +41,16 @@ async def encode_prediction(tokenizer: Tokenizer, prediction: Prediction | None)
         return []
     text = _text(prediction.content, "prediction")
     return await beside_the_loop(len(text), lambda: tokenizer.encode(text, add_special_tokens=False))
+
+
+def _in_characters(text: str) -> str:
+    """*text* with U+FFFD for each half of a surrogate pair, which no tokenizer takes: arguments of a call are JSON as
+    text, where a model may write one, and its client sends them back."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _plain_message(message: Message, where: str) -> dict[str, Any]:

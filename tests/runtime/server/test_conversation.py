@@ -68,6 +68,19 @@ async def test_what_a_template_writes_the_parser_reads(template: str, tool_forma
     assert json.loads("".join(call.arguments for call in calls if call.index == 0)) == ARGUMENTS
 
 
+async def test_half_a_surrogate_pair_in_arguments_is_no_error() -> None:
+    """A model may write one into JSON, and its client sends it back: the tokenizer is given U+FFFD in its place."""
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "f", "arguments": r'{"a": "x\ud83dy\ud83d\ude00"}'},
+    }
+    messages = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+    body = decode_body(json.dumps(messages).encode(), ChatBody)[0]
+    tokenizer = tokenizer_of("{{ messages[0].tool_calls[0].function.arguments.a }}")
+    assert tokenizer.decode(await encode_chat(tokenizer, body.messages)) == "x\ufffdy\U0001f600"
+
+
 async def test_a_template_s_refusal_is_told() -> None:
     """Mistral's takes ids of nine letters only."""
     tokenizer, body = tokenizer_of(tool_templates.MISTRAL), body_of("call_1")
