@@ -1,7 +1,9 @@
 """Grammars on their way from a request to the engine: compiled beside the event loop and beside the engine's steps."""
 
 import asyncio
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ class Grammars:
         self._timeout_seconds = timeout_seconds
         self._compiled: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
         self._waiting: dict[GrammarSpec, asyncio.Future[Grammar]] = {}
+        self._begun: dict[GrammarSpec, float] = {}  # written by the threads
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
 
     async def get(self, spec: GrammarSpec) -> Grammar:
@@ -50,15 +53,21 @@ class Grammars:
             # Shielded: others may wait for the same grammar, and a client that leaves must not take it from them.
             return await asyncio.wait_for(asyncio.shield(waiting), self._timeout_seconds)
         except TimeoutError:
+            if time.monotonic() - self._begun.get(spec, math.inf) < self._timeout_seconds / 2:
+                raise QueueFullError(1.0) from None  # most of the time it waited for others: no fault of its own
             raise GrammarError(f"it takes more than {self._timeout_seconds:.0f} s to compile") from None
 
     def _start(self, spec: GrammarSpec) -> "asyncio.Future[Grammar]":
         # A thread is begun by the submission that finds none idle, with the stack that is the default at that moment.
         usual = threading.stack_size(STACK_BYTES)
         try:
-            return asyncio.get_running_loop().run_in_executor(self._threads, self._compile, spec)
+            return asyncio.get_running_loop().run_in_executor(self._threads, self._compile_now, spec)
         finally:
             threading.stack_size(usual)
+
+    def _compile_now(self, spec: GrammarSpec) -> Grammar:
+        self._begun[spec] = time.monotonic()
+        return self._compile(spec)
 
     def close(self) -> None:
         """Compile nothing more."""
@@ -66,6 +75,7 @@ class Grammars:
 
     def _keep(self, spec: GrammarSpec, done: "asyncio.Future[Grammar]") -> None:
         self._waiting.pop(spec, None)
+        self._begun.pop(spec, None)
         # An error is taken out of the future here, or one that nobody waits for any more would be reported as lost.
         if not done.cancelled() and done.exception() is None:
             self._compiled[spec] = done.result()

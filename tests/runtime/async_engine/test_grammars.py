@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from smartspec.async_engine.grammars import MAX_CACHED, MAX_WAITING, Grammars
+from smartspec.async_engine.grammars import MAX_CACHED, MAX_WAITING, NUM_THREADS, Grammars
 from smartspec.scheduling.client import QueueFullError
 from smartspec.scheduling.grammar import Grammar, GrammarError, GrammarSpec
 from smartspec.scheduling.request import LogitRule
@@ -91,6 +91,19 @@ async def test_one_that_takes_too_long_is_refused_and_kept_for_later() -> None:
         except GrammarError:
             assert time.monotonic() < deadline
     assert compiler.asked == ["a"]
+    grammars.close()
+
+
+async def test_one_that_waits_for_others_too_long_may_be_tried_again() -> None:
+    """That all threads are busy is not its fault, so it is not told that it takes too long."""
+    compiler = Compiler()
+    grammars = Grammars(compiler, timeout_seconds=0.1)
+    compiler.gate.clear()
+    sources = [str(i) for i in range(NUM_THREADS + 1)]
+    *slow, innocent = await asyncio.gather(*(grammars.get(regex(s)) for s in sources), return_exceptions=True)
+    assert all(isinstance(error, GrammarError) for error in slow)
+    assert isinstance(innocent, QueueFullError)
+    compiler.gate.set()
     grammars.close()
 
 
