@@ -115,8 +115,10 @@ class ToolParser:
 
     def _read_plain(self) -> bool:
         mark = self._format.optional_mark
-        self._content.append(self._buffer.replace(mark, "") if mark else self._buffer)
-        self._buffer = ""
+        text = self._buffer.replace(mark, "") if mark else self._buffer
+        sure = len(text) - _overlap(text, mark)
+        self._content.append(text[:sure])
+        self._buffer = text[sure:]
         return False
 
     def _read_content(self) -> bool:

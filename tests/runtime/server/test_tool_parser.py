@@ -4,10 +4,10 @@ import json
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smartspec.server.tool_formats import GENERIC, HERMES, LLAMA_3, MISTRAL, MISTRAL_NAMES, ToolFormat
+from smartspec.server.tool_formats import GENERIC, HERMES, LLAMA_3, MISTRAL, MISTRAL_NAMES, MISTRAL_SPACED, ToolFormat
 from smartspec.server.tool_parser import CallDelta, Parsed, ToolParser
 
 NAMES = frozenset({"get_weather", "add"})
@@ -142,6 +142,49 @@ def test_broken_calls_leak_no_markup(tool_format: ToolFormat, text: str, content
         news, num_calls = read(tool_format, pieces)
         assert joined(news) == (content, [])
         assert num_calls == 0
+
+
+MARKUP = (
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "<|python_tag|>",
+    "{",
+    "}",
+    "[",
+    "]",
+    '"',
+)
+SCRAPS = (
+    *MARKUP,
+    call("add", "{}"),
+    call("add", "{}", "parameters"),
+    call("sub", "[]"),
+    "add",
+    " ",
+    "\n",
+    ";",
+    "<",
+    "x",
+)
+
+
+@given(
+    st.sampled_from([HERMES, LLAMA_3, MISTRAL, MISTRAL_SPACED, MISTRAL_NAMES, GENERIC]),
+    st.lists(st.sampled_from(SCRAPS), max_size=9).map("".join),
+    st.lists(st.integers(0, 200), max_size=12),
+    st.booleans(),
+)
+@example(LLAMA_3, "x <|python_tag|> y", [4, 9], True)
+def test_however_a_text_is_cut_it_is_read_alike(
+    tool_format: ToolFormat, text: str, places: list[int], parallel: bool
+) -> None:
+    """Nonsense, too: a stream and a whole answer never differ."""
+    whole, _ = read(tool_format, [text], parallel=parallel)
+    pieces, _ = read(tool_format, cut(text, places), parallel=parallel)
+    assert joined(pieces) == joined(whole)
 
 
 def test_a_call_that_is_cut_short_is_told_as_far_as_it_came() -> None:
