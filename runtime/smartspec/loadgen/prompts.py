@@ -24,6 +24,12 @@ class _Line(msgspec.Struct):
     prompt: str
 
 
+def lines_of(file: Path) -> list[str]:
+    """The lines of *file* that are not empty. Not `splitlines`: what it also takes for ends of lines (U+2028, say) may
+    stand in a prompt. Raises OSError or UnicodeDecodeError."""
+    return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def texts(file: Path | None) -> tuple[str, ...]:
     """The texts of *file*, or the built-in ones: a line each that is not empty, or (`.jsonl`) its field `prompt`.
 
@@ -32,7 +38,7 @@ def texts(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return BUILT_IN
     try:
-        lines = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = tuple(lines_of(file))
         if file.suffix == ".jsonl":
             lines = tuple(prompt for line in lines if (prompt := msgspec.json.decode(line, type=_Line).prompt))
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:

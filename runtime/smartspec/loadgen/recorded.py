@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from smartspec.config import ConfigError
+from smartspec.loadgen.prompts import lines_of
 from smartspec.policy.recording import Loaded, RecordingError, decode
 
 
@@ -40,13 +41,13 @@ class _Line(msgspec.Struct):
 def read(file: Path) -> tuple[Arrival, ...]:
     """The arrivals in *file*, in order, the first at 0; raises ConfigError."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(file)
         if lines and lines[0].lower().startswith("timestamp,"):
             arrivals = list(_csv(lines))
         elif lines and '"event":"start"' in lines[0]:
             arrivals = list(_recording(lines))
         else:
-            arrivals = [_json_line(line) for line in lines if line.strip()]
+            arrivals = [_json_line(line) for line in lines]
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecordingError, ValueError, KeyError) as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else error
         raise ConfigError(f"trace {file}: {what}") from None

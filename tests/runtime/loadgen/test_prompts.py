@@ -1,4 +1,4 @@
-"""What the selftest asks of a model."""
+"""What the selftest and the bench ask of a model."""
 
 from pathlib import Path
 
@@ -13,6 +13,13 @@ def test_a_file_takes_the_place_of_the_built_in_texts(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("first\n\n  \nsecond line\n")
     assert texts(None) == BUILT_IN
     assert texts(tmp_path / "p.txt") == ("first", "second line")
+
+
+def test_a_line_ends_where_a_line_ends(tmp_path: Path) -> None:
+    """JSON Lines may have U+2028 and its like within a text as they are; carriage returns are part of the end."""
+    text = "a\u2028b\x85c"
+    (tmp_path / "p.jsonl").write_bytes(f'{{"prompt": "{text}"}}\r\n{{"prompt": "d"}}\r\n'.encode())
+    assert texts(tmp_path / "p.jsonl") == (text, "d")
 
 
 @pytest.mark.parametrize("content", [None, b"\n\n", b"\xff\xfe"])

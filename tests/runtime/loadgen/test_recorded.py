@@ -20,8 +20,10 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_json_lines_have_seconds_or_milliseconds(tmp_path: Path) -> None:
     """`arrival` is seconds, Mooncake's `timestamp` milliseconds; they are put in order, the first at 0."""
-    file = write(tmp_path, '{"arrival": 12.5, "prompt": "b"}\n\n{"arrival": 12, "output_length": 7, "other": 1}\n')
-    assert read(file) == (Arrival(0.0, output_tokens=7), Arrival(0.5, "b"))
+    file = write(
+        tmp_path, '{"arrival": 12.5, "prompt": "b\u2028"}\n\n{"arrival": 12, "output_length": 7, "other": 1}\n'
+    )
+    assert read(file) == (Arrival(0.0, output_tokens=7), Arrival(0.5, "b\u2028"))
     file = write(tmp_path, '{"timestamp": 3000, "input_length": 9, "output_length": 2, "hash_ids": [1]}\n')
     assert read(file) == (Arrival(0.0, None, 9, 2),)
 
