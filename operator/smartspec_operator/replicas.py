@@ -88,6 +88,8 @@ class HttpReplicas:
                 return answer
         except (ClientError, TimeoutError, OSError) as error:
             return Failure(f"{path}: {type(error).__name__} {error}".rstrip())
+        except ValueError:  # what it says of the key is nobody's business
+            return Failure(f"{path}: the admin key in Secret {owner.admin_key.name} is no line of text")
 
     async def _headers(self, owner: SmartSpec) -> dict[str, str]:
         secret = await self._cluster.get("Secret", owner.namespace, owner.admin_key.name)

@@ -22,6 +22,8 @@ TOLERANCE = 0.1
 """A number of the load is reported anew only when it has moved by this share."""
 SHARE_STEP = 0.02
 """The same for shares from 0 to 1."""
+LONGEST = 4000
+"""So many characters of a refusal are told: an API server names every fault of a template, and takes 32,768 back."""
 
 
 def compute(
@@ -53,7 +55,8 @@ def compute(
 
 def refused(old: Status, reason: str, message: str, *, generation: int, now: datetime) -> Status:
     """The status of a resource that is not acted upon: what runs is left as it is, and stays reported as it was."""
-    ready = Condition("Ready", "False", reason, message)
+    told = message if len(message) <= LONGEST else message[: LONGEST - 3] + "..."
+    ready = Condition("Ready", "False", reason, told)
     others = [condition for condition in old.conditions if condition.type != "Ready"]
     return msgspec.structs.replace(
         old, observed_generation=generation, conditions=(*dated([ready], old, generation, now), *others)

@@ -183,6 +183,15 @@ def test_a_refused_spec_keeps_what_was_reported() -> None:
     assert (refused.replicas, refused.url, refused.load) == (first.replicas, first.url, first.load)
 
 
+def test_a_long_refusal_is_cut_to_what_the_api_takes() -> None:
+    """An API server that names a thousand faults must not refuse its own words as a status."""
+    told = status.refused(Status(), "InvalidSpec", "spec.template.env: wrong, " * 4000, generation=1, now=later(0))
+    ready = told.condition("Ready")
+    assert ready is not None
+    assert ready.message.startswith("spec.template.env: wrong, ")
+    assert len(ready.message) == status.LONGEST < 32_768
+
+
 @pytest.mark.parametrize(
     ("service", "url"),
     [
