@@ -80,20 +80,21 @@ class Controller:
         self._paces: dict[str, Pace] = {}
         self._edits: dict[str, Manifest] = {}
         self._has_edits = asyncio.Event()
-        self.ticked: float | None = None
+        self.moved: float | None = None
 
     @property
     def is_alive(self) -> bool:
-        """Whether the last tick ended lately enough; kopf's own probe stays green when its watches are dead.
+        """Whether a reconcile or a tick ended lately enough; kopf's own probe stays green when its watches are dead.
 
-        A tick that the API server failed has ended too: a restart here would not mend that.
+        What the API server failed has ended too, and where that is slow a tick over many resources takes long: a
+        restart here would mend neither, and begin all of it anew.
         """
         limit = max(30.0, 10 * self._timing.tick_seconds)
-        return self.ticked is None or time.monotonic() - self.ticked < limit
+        return self.moved is None or time.monotonic() - self.moved < limit
 
     async def run(self) -> None:
         """Tick, and answer edits between ticks, until cancelled."""
-        self.ticked = time.monotonic()
+        self.moved = time.monotonic()
         await asyncio.gather(self._tick_forever(), self._answer_edits())
 
     async def _tick_forever(self) -> NoReturn:
@@ -105,17 +106,19 @@ class Controller:
                     await self.tick()
             except ApiError as error:
                 log.warning("tick failed: %s", error)
-            self.ticked = time.monotonic()
-            await asyncio.sleep(max(0.1, self._timing.tick_seconds - (self.ticked - started)))
+            self.moved = ended = time.monotonic()
+            await asyncio.sleep(max(0.1, self._timing.tick_seconds - (ended - started)))
 
     async def tick(self) -> None:
         """Reconcile every resource once, concurrently, from one snapshot."""
         snapshot = self._cluster.snapshot()
         bodies = await self._cluster.api.list(KIND, self._cluster.namespace)
         self._metrics.resources.set(len(bodies))
-        for gone in self._paces.keys() - {body["metadata"]["uid"] for body in bodies}:
-            if not self._paces[gone].lock.locked():
-                del self._paces[gone]
+        gone = self._paces.keys() - {body["metadata"]["uid"] for body in bodies}
+        for uid in gone:
+            if not self._paces[uid].lock.locked():
+                del self._paces[uid]
+        self._cluster.forget(gone)
         await asyncio.gather(*(self._reconcile(body, snapshot, at_once=False) for body in bodies))
 
     def edited(self, body: Manifest) -> None:
@@ -144,14 +147,16 @@ class Controller:
             # What others did since this snapshot began is not in it, and must not be undone by it.
             if pace.reconciled > snapshot.started or metadata["generation"] < pace.generation:
                 return
-            if "deletionTimestamp" in metadata:
+            if "deletionTimestamp" in metadata or (at_once and metadata["generation"] == pace.generation):
                 return
             due = pace.due(time.monotonic(), self._timing, at_once=at_once or metadata["generation"] != pace.generation)
             self._metrics.staged(due)
             began = time.monotonic()
             try:
+                if at_once:  # an event's status is as old as the event: what was reported since would be taken back
+                    body = await self._latest(body)
                 result = await self._step(body, snapshot, due)
-                pace.generation = metadata["generation"]
+                pace.generation = body["metadata"]["generation"]
             except ApiError as error:
                 result = "unreachable"
                 log.warning("%s/%s: %s", metadata["namespace"], metadata["name"], error)
@@ -160,9 +165,17 @@ class Controller:
                 self._metrics.errors.inc()
                 log.exception("%s/%s: reconcile failed", metadata["namespace"], metadata["name"])
             finally:
-                pace.reconciled = time.monotonic()
+                pace.reconciled = self.moved = time.monotonic()
             self._metrics.reconciles.labels(result).inc()
             self._metrics.reconcile_seconds.observe(pace.reconciled - began)
+
+    async def _latest(self, body: Manifest) -> Manifest:
+        """The resource as it is now; raises `ApiError` when it is gone."""
+        metadata = body["metadata"]
+        live = await self._cluster.api.get(KIND, metadata["namespace"], metadata["name"])
+        if live is None or live["metadata"]["uid"] != metadata["uid"] or "deletionTimestamp" in live["metadata"]:
+            raise ApiError(404, "was deleted meanwhile")
+        return live
 
     async def _step(self, body: Manifest, snapshot: Snapshot, due: Due) -> str:
         """Reconcile and report; the reason why the spec was refused, or `ok`."""

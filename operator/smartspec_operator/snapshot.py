@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,9 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was applied (`wish`, a digest), and what the server made of it."""
+    """What was applied (`wish`, a digest) for the SmartSpec `owner`, and what the server made of it."""
 
+    owner: str | None
     wish: bytes
     version: str
     substance: bytes
@@ -67,6 +68,13 @@ class KubernetesCluster:
     def snapshot(self) -> "Snapshot":
         """A `Cluster` that reads each kind at most once, for all resources together."""
         return Snapshot(self)
+
+    def forget(self, owners: Collection[str]) -> None:
+        """Drop what is kept for SmartSpecs that are gone (by their uids), and Secrets that are trusted no more."""
+        if owners:
+            self._agreed = {key: found for key, found in self._agreed.items() if found.owner not in owners}
+        oldest = time.monotonic() - SECRET_SECONDS
+        self._secrets = {key: held for key, held in self._secrets.items() if held[0] >= oldest}
 
     async def knows(self, kind: str) -> bool:
         """Whether the server has *kind*, as of `DISCOVERY_SECONDS` ago or less."""
@@ -120,7 +128,7 @@ class KubernetesCluster:
             if checked.replaces:
                 await self.api.merge(manifest)
             applied = await self.api.apply(manifest)
-        self._agreed[key] = Agreement(checked.wish, _version(applied), _substance(applied))
+        self._agreed[key] = Agreement(controller_of(manifest), checked.wish, _version(applied), _substance(applied))
         if key[0] == "Secret":
             self._secrets[key[1], key[2]] = (time.monotonic(), applied)
         return undone
