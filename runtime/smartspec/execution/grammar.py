@@ -139,8 +139,10 @@ def _styled(schema: str) -> str:
         parsed = json.loads(schema)
     except RecursionError:
         raise GrammarError("it is nested too deeply") from None
+    if isinstance(parsed, bool):
+        parsed = {} if parsed else {"not": {}}
     if not isinstance(parsed, dict):
-        parsed = {} if parsed is True else {"not": {}}
+        raise GrammarError("a schema is an object, true or false")
     return json.dumps(in_style(parsed))
 
 

@@ -245,6 +245,7 @@ def test_bounds_beyond_doubles_are_kept(name: str, bound: int) -> None:
         ("json_schema", "[" * 5000, ""),
         ("json_schema", '{"items":' * 3000 + "{}" + "}" * 3000, ""),
         ("json_schema", "false", ""),
+        ("json_schema", '["string"]', "a schema is an object"),
         ("json_schema", '{"enum": [{"a": [9007199254740993]}]}', "integer"),
         ("regex", "(ab", ""),
         ("regex", "(" * 5000 + ")" * 5000, "nested"),
