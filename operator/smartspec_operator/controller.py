@@ -153,7 +153,8 @@ class Controller:
             self._metrics.staged(due)
             began = time.monotonic()
             try:
-                if at_once:  # an event's status is as old as the event: what was reported since would be taken back
+                if at_once and pace.reconciled:
+                    # An event's status is as old as the event: what was reported since would be taken back.
                     body = await self._latest(body)
                 result = await self._step(body, snapshot, due)
                 pace.generation = body["metadata"]["generation"]

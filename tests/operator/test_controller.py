@@ -107,14 +107,17 @@ async def test_an_edit_of_what_is_gone_does_nothing(
     one: Controller, server: Server, seen: list[tuple[int, int]]
 ) -> None:
     """Or of what was made anew under the same name: that has an event of its own."""
-    one.edited(body())
+    server.live["demo"] = body()
+    await one.tick()
+    del server.live["demo"]
+    one.edited(body(2))
     await answered(one)
     other = body()
     other["metadata"]["uid"] = "u2"
     server.live["demo"] = other
     one.edited(body(2))
     await answered(one)
-    assert seen == []
+    assert seen == [(1, 0)]
 
 
 async def test_a_long_tick_that_gets_on_is_alive(one: Controller, server: Server, seen: list[tuple[int, int]]) -> None:
