@@ -43,7 +43,7 @@ def test_a_killed_replica_takes_only_its_own_requests_along(
     user.apply(replicas=2)
     user.wait_ready(2)
     generation = user.status["policy"]["generation"]
-    with Traffic(service_url(namespace, user.name), MODEL, clients=4, max_tokens=64) as traffic:
+    with Traffic(service_url(namespace, user.name), MODEL, clients=8, max_tokens=256) as traffic:
         time.sleep(5)
         assert not traffic.failed, traffic.report()
         killed = time.monotonic()
