@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from node_user import MODEL, NodeUser, eventually
@@ -29,7 +28,7 @@ SCALED: dict[str, Any] = {
 FEW, MANY = 1, 32
 
 
-def admin_requests(user: NodeUser) -> dict[str, float]:
+def finished_requests(user: NodeUser) -> dict[str, float]:
     """How many requests each ready pod has finished, by name, as its own metrics say."""
     found = {}
     for pod in user.pods(ready=True):
@@ -61,11 +60,11 @@ def test_a_load_step_is_met_and_not_a_request_is_lost(
         asked = time.monotonic() - stepped
         eventually(lambda: len(user.pods(ready=True)) == 2, seconds=120, why=user.story)
         ready = time.monotonic() - stepped
-        (first,) = [name for name, count in admin_requests(user).items() if count > 20]
+        (first,) = [name for name, count in finished_requests(user).items() if count > 20]
         time.sleep(15)
-        before = admin_requests(user)
+        before = finished_requests(user)
         time.sleep(10)
-        served = {name: count - before.get(name, 0) for name, count in admin_requests(user).items()}
+        served = {name: count - before.get(name, 0) for name, count in finished_requests(user).items()}
         share = 1 - served[first] / sum(served.values())
         traffic.clients(FEW)
         fell = time.monotonic()
@@ -106,25 +105,24 @@ def test_load_that_one_replica_bears_adds_none(
     assert not traffic.failed
 
 
-@pytest.mark.parametrize("replicas", [2])
 def test_a_rolling_update_loses_nothing(
-    release: Release, kubectl: Callable[..., str], namespace: str, service_url: ServiceUrl, replicas: int
+    release: Release, kubectl: Callable[..., str], namespace: str, service_url: ServiceUrl
 ) -> None:
     """Every pod is another one after a setting has changed, under load all the while."""
     user = NodeUser(kubectl, namespace)
-    user.apply(replicas=replicas)
-    user.wait_ready(replicas)
+    user.apply(replicas=2)
+    user.wait_ready(2)
     before = {pod["metadata"]["uid"] for pod in user.pods()}
     with Traffic(service_url(namespace, user.name), MODEL, clients=4, max_tokens=48) as traffic:
         time.sleep(3)
         began = time.monotonic()
         user.patch(server={"maxNumSeqs": 32})
         eventually(
-            lambda: user.is_ready(replicas) and not before & {pod["metadata"]["uid"] for pod in user.pods()},
+            lambda: user.is_ready(2) and not before & {pod["metadata"]["uid"] for pod in user.pods()},
             seconds=240,
             why=user.story,
         )
         took = time.monotonic() - began
         time.sleep(5)
-    print(f"\nrolled {replicas} replicas in {took:.1f} s; {traffic.report()}")
+    print(f"\nrolled 2 replicas in {took:.1f} s; {traffic.report()}")
     assert not traffic.failed, traffic.report()
