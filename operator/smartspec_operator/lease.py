@@ -21,6 +21,10 @@ RENEWALS = 5
 """How often a lease is renewed, and looked at by those who wait, within its duration."""
 DEADLINE = 2 / 3
 """A holder that could not renew for this share of the duration has lost it: it stops while nobody else may begin."""
+PATIENCE = 1 / 6
+"""The share of the duration that one request may take: a hung one must leave time for others before the deadline."""
+PAUSE = 1 / 20
+"""The share after which a renewal that failed is tried again. With the above, two hung requests leave a third try."""
 
 
 class LeaseLostError(Exception):
@@ -65,8 +69,8 @@ class Lease:
             began = self.attempted = self._clock()
             try:
                 holder = await self._try()
-            except ApiError as error:
-                holder = f"unknown: {error}"
+            except (ApiError, TimeoutError) as error:
+                holder = f"unknown: {str(error) or 'no answer'}"
             if holder == self.identity:
                 self._renewed = began
                 return
@@ -77,8 +81,9 @@ class Lease:
 
     async def hold(self) -> NoReturn:
         """Renew until cancelled; raises `LeaseLostError` as soon as the lease is lost."""
+        pause = self._duration / RENEWALS
         while True:
-            await asyncio.sleep(self._duration / RENEWALS)
+            await asyncio.sleep(pause)
             began = self.attempted = self._clock()
             left = self._renewed + DEADLINE * self._duration - began
             try:
@@ -88,10 +93,11 @@ class Lease:
                 if self._clock() >= self._renewed + DEADLINE * self._duration:
                     raise LeaseLostError(f"could not be renewed: {str(error) or 'no answer'}") from error
                 log.warning("the lease was not renewed: %s", str(error) or "no answer")
+                pause = self._duration * PAUSE
                 continue
             if holder != self.identity:
                 raise LeaseLostError(f"is held by {holder}")
-            self._renewed = began
+            self._renewed, pause = began, self._duration / RENEWALS
 
     async def release(self) -> None:
         """Give the lease away if it is still ours, so that another need not wait for its end."""
@@ -104,16 +110,19 @@ class Lease:
             log.warning("the lease was not released: %s", str(error) or "no answer")
 
     async def _try(self) -> str:
-        """Take or renew the lease where that is allowed; who holds it now."""
-        live = await self._api.get("Lease", self._namespace, self._name)
+        """Take or renew the lease where that is allowed; who holds it now. `TimeoutError` when a request hangs."""
+        async with asyncio.timeout(self._duration * PATIENCE):
+            live = await self._api.get("Lease", self._namespace, self._name)
         if live is None:
-            await self._api.create(self._manifest(None, holder=self.identity))
+            async with asyncio.timeout(self._duration * PATIENCE):
+                await self._api.create(self._manifest(None, holder=self.identity))
             return self.identity
         holder = str(live["spec"].get("holderIdentity") or "")
         if holder not in ("", self.identity) and not self._has_ended(live):
             return holder
         # The resource version decides between two that try at once: the later one is refused with 409.
-        await self._api.replace(self._manifest(live, holder=self.identity))
+        async with asyncio.timeout(self._duration * PATIENCE):
+            await self._api.replace(self._manifest(live, holder=self.identity))
         return self.identity
 
     def _has_ended(self, live: Manifest) -> bool:

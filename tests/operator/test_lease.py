@@ -11,33 +11,40 @@ from smartspec_operator.lease import Lease, LeaseLostError
 
 
 class Server:
-    """The API server's Leases in memory, with its optimistic concurrency; away while `is_away`."""
+    """The API server's Leases in memory, with its optimistic concurrency; away while `is_away`.
+
+    The next `hanging` requests are never answered.
+    """
 
     def __init__(self) -> None:
         self.live: dict[str, Any] | None = None
         self.is_away = False
+        self.hanging = 0
         self.version = 0
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """The object."""
-        self._answer()
+        await self._answer()
         return self.live
 
     async def create(self, manifest: dict[str, Any]) -> None:
         """A new one, or 409."""
-        self._answer()
+        await self._answer()
         if self.live is not None:
             raise ApiError(409, "exists")
         self._store(manifest)
 
     async def replace(self, manifest: dict[str, Any]) -> None:
         """The next version of it, or 409."""
-        self._answer()
+        await self._answer()
         if self.live is None or manifest["metadata"]["resourceVersion"] != self.live["metadata"]["resourceVersion"]:
             raise ApiError(409, "conflict")
         self._store(manifest)
 
-    def _answer(self) -> None:
+    async def _answer(self) -> None:
+        if self.hanging:
+            self.hanging -= 1
+            await asyncio.Event().wait()
         if self.is_away:
             raise ApiError(0, "connection refused")
 
@@ -114,6 +121,28 @@ async def test_a_short_outage_loses_nothing() -> None:
     await asyncio.sleep(0.6)
     assert not holding.done()
     holding.cancel()
+
+
+@pytest.mark.parametrize("hanging", [1, 2])
+async def test_requests_that_hang_leave_time_for_another_try(hanging: int) -> None:
+    """A connection that died without a word is no reason to give up the lease."""
+    server = Server()
+    first = lease(server, "first", seconds=0.6)
+    await first.acquire()
+    holding = asyncio.create_task(first.hold())
+    server.hanging = hanging
+    version = server.version
+    await asyncio.sleep(0.55)
+    assert not holding.done()
+    assert server.version > version
+    holding.cancel()
+
+
+async def test_who_waits_outlasts_requests_that_hang() -> None:
+    """A standby tries again, too."""
+    server = Server()
+    server.hanging = 1
+    await asyncio.wait_for(lease(server, "first", seconds=0.3).acquire(), 0.3)
 
 
 async def test_a_lease_that_was_taken_away_is_lost_at_once() -> None:
