@@ -6,6 +6,7 @@ What `helm test` runs. It plays a user: all it does is create, read and delete o
 import asyncio
 import functools
 import json
+import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from smartspec_operator.resource import GROUP, KIND, VERSION, Manifest, parse
 MODEL, DRAFT = "/models/stdlib-target", "/models/stdlib-draft"
 PROMPT = "def parse(self, text):"
 MAX_TOKENS = 32
+ANNOTATION = f"{GROUP}/trial"
 POLL_SECONDS = 1.0
 REQUEST_SECONDS = 60.0
 
@@ -51,15 +53,19 @@ def wish(namespace: str, name: str, resources: Mapping[str, Any], pull_secrets: 
 async def attempt(
     api: Api, session: ClientSession, body: Manifest, *, timeout_seconds: float, say: Callable[[str], None]
 ) -> None:
-    """Create *body*, wait until it is ready, prompt it, and remove it whatever came of it.
+    """Create *body*, wait until it is ready, prompt it, and remove it whatever came of it: also where the answer to its
+    creation was lost. A SmartSpec of the same name that is another's stays.
 
     Raises `TrialError` when the prompt was not answered within *timeout_seconds*, and `ApiError` when the API server
     refuses.
     """
-    place = body["metadata"]["namespace"], body["metadata"]["name"]
+    place, mark = (body["metadata"]["namespace"], body["metadata"]["name"]), secrets.token_hex(16)
     say(f"creating SmartSpec {'/'.join(place)} of {body['spec']['model']['source']}")
-    await api.create(body)
+    # The mark tells ours from another's of this name, where it is not known whether ours was made.
+    marked = {**body, "metadata": {**body["metadata"], "annotations": {ANNOTATION: mark}}}
+    creation = asyncio.ensure_future(api.create(marked))
     try:
+        await asyncio.shield(creation)
         progress = Progress(say)
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -69,7 +75,7 @@ async def attempt(
         except TimeoutError:
             raise TrialError(f"no answer within {timeout_seconds:g} s; at last: {progress.last}") from None
     finally:
-        await asyncio.shield(_remove(api, place, say))
+        await asyncio.shield(_remove(api, place, mark, creation, say))
 
 
 class Progress:
@@ -136,10 +142,15 @@ def _completion(text: str) -> str:
     return str(completion)
 
 
-async def _remove(api: Api, place: tuple[str, str], say: Callable[[str], None]) -> None:
-    if (live := await api.get(KIND, *place)) is not None:
+async def _remove(
+    api: Api, place: tuple[str, str], mark: str, creation: asyncio.Future[None], say: Callable[[str], None]
+) -> None:
+    """Remove what *creation* made, once that has ended: cut off half-way, it might make it after we looked."""
+    await asyncio.gather(creation, return_exceptions=True)
+    live = await api.get(KIND, *place)
+    if live is not None and (live["metadata"].get("annotations") or {}).get(ANNOTATION) == mark:
         await api.delete(KIND, *place, live["metadata"]["uid"])
-    say("removed; what it owned goes with it")
+        say("removed; what it owned goes with it")
 
 
 async def run(body: Manifest, *, timeout_seconds: float) -> None:
