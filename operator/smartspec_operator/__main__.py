@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from smartspec import __version__
 from smartspec_operator import local, replay
 from smartspec_operator.resource import InvalidSpecError
 from smartspec_operator.world import Timing
 
-DEFAULT_IMAGE = "smartspec/runtime:latest"
+DEFAULT_IMAGE = f"smartspec/runtime:{__version__}"
+"""The runtime of the same release, as the chart says it: `latest` may be any, and speak another version's flags."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The values' schema is closed, complete, and refuses with the field's name."""
 
 import json
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 import yaml
 
 from charts import CHART, template
+from control_plane import ROOT
+from smartspec import __version__
+from smartspec_operator.__main__ import DEFAULT_IMAGE
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -106,3 +110,11 @@ def test_every_default_is_explained() -> None:
         before, _, after = text.partition(f"\n{name}:")
         block = after.split("\n\n")[0]
         assert before.splitlines()[-1].startswith("#") or "  #" in block, name
+
+
+def test_one_version_names_the_images() -> None:
+    """The distribution, the chart's application, and the runtime that an operator without a chart would start."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (project["version"], str(chart["appVersion"])) == (__version__, __version__)
+    assert f"smartspec/runtime:{__version__}" == DEFAULT_IMAGE
