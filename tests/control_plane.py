@@ -181,6 +181,7 @@ class AdminPort:
         self.key = key
         self.settings = PolicySettings()
         self.policies: list[PolicySettings] = []
+        self.requests = 0
 
     @property
     def is_draining(self) -> bool:
@@ -188,6 +189,7 @@ class AdminPort:
         return self.report.state == "draining"
 
     def _authorize(self, request: web.Request) -> None:
+        self.requests += 1
         if request.headers.get("Authorization") != f"Bearer {self.key}":
             raise web.HTTPUnauthorized
 

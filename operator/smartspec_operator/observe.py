@@ -13,7 +13,9 @@ from smartspec.policy.settings import PolicySettings, decode_settings
 from smartspec_operator.cluster import Cluster, controller_of
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.resource import (
+    ADMIN_KEY_VARIABLE,
     ADMIN_PORT_NAME,
+    ANNOTATION_ADMIN_KEY,
     ANNOTATION_MODEL,
     ANNOTATION_RECOMMENDATIONS,
     ANNOTATION_TUNING,
@@ -63,6 +65,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         problem=None if trouble is None else in_terms_of(owner, trouble),
         shared_cache=not any(_is_stuck(pod, now) for pod in live) or await _is_cache_shared(owner, cluster),
         admin_key_version=_version(secret, owner.admin_key.key),
+        deployed_key_version=_deployed_key_version(owner, deployment),
         integrations=tuple(live for found in integrations for live in found if controller_of(live) == owner.uid),
         known_kinds=known,
         model_source=_annotation(deployment, ANNOTATION_MODEL),
@@ -76,7 +79,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
 
 
 async def admin_key_version(owner: SmartSpec, cluster: Cluster) -> str | None:
-    """What changes with the admin key; None while there is none."""
+    """What names the Secret of the admin key as it is; None while there is no key."""
     return _version(await cluster.get("Secret", owner.namespace, owner.admin_key.name), owner.admin_key.key)
 
 
@@ -122,6 +125,7 @@ def read_pod(manifest: Manifest) -> Pod:
         admin_url=_admin_url(manifest),
         problem=pod_problem(status),
         node=manifest["spec"].get("nodeName"),
+        admin_key_version=_annotation(manifest, ANNOTATION_ADMIN_KEY),
     )
 
 
@@ -152,11 +156,27 @@ def _settings(config_map: Manifest | None) -> PolicySettings | None:
 
 
 def _version(secret: Manifest | None, key: str) -> str | None:
-    """A text that changes with the Secret, from its identity alone: nothing of the key leaks into annotations."""
+    """A text that changes with the Secret, from its identity alone: nothing of the key leaks into annotations.
+
+    A digest of the key itself would: whoever may read pods could try out keys against it, without asking any replica.
+    """
     if secret is None or key not in secret.get("data", {}):
         return None
     identity = f"{secret['metadata'].get('uid', '')}/{secret['metadata'].get('resourceVersion', '')}"
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _deployed_key_version(owner: SmartSpec, deployment: Manifest | None) -> str | None:
+    """The version of the admin key that pods are made for; None where they take it from another Secret."""
+    template = {} if deployment is None else deployment["spec"].get("template", {})
+    key = {"name": owner.admin_key.name, "key": owner.admin_key.key}
+    sources = [
+        variable.get("valueFrom", {}).get("secretKeyRef")
+        for container in template.get("spec", {}).get("containers", ())
+        for variable in container.get("env", ())
+        if variable["name"] == ADMIN_KEY_VARIABLE
+    ]
+    return _annotation({"metadata": {}, **template}, ANNOTATION_ADMIN_KEY) if key in sources else None
 
 
 def _annotation(manifest: Manifest | None, name: str) -> str | None:

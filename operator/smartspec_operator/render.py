@@ -5,6 +5,7 @@ from typing import Any
 from smartspec.policy.settings import PolicySettings, encode_settings
 from smartspec_operator.integrations import ENGINE, LABEL_ENGINE, integrations
 from smartspec_operator.resource import (
+    ADMIN_KEY_VARIABLE,
     ADMIN_PORT_NAME,
     ANNOTATION_ADMIN_KEY,
     ANNOTATION_DELETION_COST,
@@ -150,8 +151,8 @@ def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, ima
     if scale.recommendations:
         annotations[ANNOTATION_RECOMMENDATIONS] = encode(scale.recommendations)
     pod_annotations = dict(owner.spec.template.annotations)
-    if seen.admin_key_version is not None:  # a key that changes rolls the pods, which read it once, at their start
-        pod_annotations[ANNOTATION_ADMIN_KEY] = seen.admin_key_version
+    if (version := admin_key_version(seen)) is not None:
+        pod_annotations[ANNOTATION_ADMIN_KEY] = version
     pod_labels = {**owner.labels, LABEL_MANAGED_BY: FIELD_MANAGER}
     if owner.spec.integrations.inference_pool is not None:
         pod_labels[LABEL_ENGINE] = ENGINE
@@ -171,6 +172,19 @@ def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, ima
             },
         },
     }
+
+
+def admin_key_version(seen: Observation) -> str | None:
+    """The version of the admin key in the pods' template: another one replaces the pods, which read it at their start.
+
+    A Secret gets a new version by any edit of its labels or annotations, too, and rolling a fleet for that costs much.
+    Whether the key itself changed is known without storing anything of it: the replicas know, and refuse the new one.
+    So the version that is deployed stays until a pod that was made for it refuses the key of now. Pods made for an
+    older one are being replaced already, and those that have not started yet will read the key of then.
+    """
+    if seen.admin_key_version is not None and (seen.deployed_key_version is None or seen.is_key_outdated):
+        return seen.admin_key_version
+    return seen.deployed_key_version
 
 
 def _pod(owner: SmartSpec, image: str) -> dict[str, Any]:
@@ -253,7 +267,7 @@ def _environment(owner: SmartSpec) -> list[dict[str, Any]]:
 
     server, own = owner.spec.server, owner.spec.template.env
     ours = [
-        *from_secret("SMARTSPEC_ADMIN_KEY", owner.admin_key),
+        *from_secret(ADMIN_KEY_VARIABLE, owner.admin_key),
         *from_secret("SMARTSPEC_API_KEY", server.api_key_secret_ref),
         *from_secret("HF_TOKEN", owner.spec.model.hub_token_secret_ref),
         # The root file system is read-only: what libraries write goes to the mounted folders.

@@ -84,7 +84,8 @@ class HttpReplicas:
             ) as response:
                 answer = await response.read()
                 if response.status >= 400:
-                    return Failure(f"{path}: HTTP {response.status} {answer[:200].decode(errors='replace')}".rstrip())
+                    told = f"{path}: HTTP {response.status} {answer[:200].decode(errors='replace')}".rstrip()
+                    return Failure(told, is_key_refused=response.status == 401)
                 return answer
         except (ClientError, TimeoutError, OSError) as error:
             return Failure(f"{path}: {type(error).__name__} {error}".rstrip())

@@ -37,6 +37,7 @@ PORT = 8000
 PORT_NAME = "http"
 ADMIN_PORT_NAME = "admin"
 POLICY_FILE = "policy.json"
+ADMIN_KEY_VARIABLE = "SMARTSPEC_ADMIN_KEY"
 
 Compile = Literal["Auto", "On", "Off"]
 Method = Literal["Auto", "DraftModel", "PromptLookup", "Off"]

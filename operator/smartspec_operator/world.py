@@ -28,6 +28,7 @@ class Pod:
     it has a place.
 
     `since` is when it was made or last became ready or unready: how long a pending one has been waited for.
+    `admin_key_version` is the one that it was made for.
     """
 
     name: str
@@ -37,13 +38,18 @@ class Pod:
     admin_url: str | None = None
     problem: Problem | None = None
     node: str | None = None
+    admin_key_version: str | None = None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A replica did not answer, or answered nonsense; a value, because one broken pod never blocks the rest."""
+    """A replica did not answer, or answered nonsense; a value, because one broken pod never blocks the rest.
+
+    `is_key_refused` says that it answered, and wants another admin key.
+    """
 
     message: str
+    is_key_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,9 @@ class Observation:
     `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now (None: there
     is none), `model_source` the model it was made for, `rolling` whether it replaces pods, `problem` why pods cannot be
     made at all. `shared_cache` is False where the cache's claim can be used on one node only. `admin_key_version`
-    changes with the Secret's content and says nothing of it; None when the Secret does not exist. `integrations` are
-    children of optional kinds, `known_kinds` those of these kinds that the cluster has.
+    names the Secret as it is and says nothing of its content; None when there is no such key. `deployed_key_version` is
+    the one that pods are made for, None where that is none or another Secret's. `integrations` are children of optional
+    kinds, `known_kinds` those of these kinds that the cluster has.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -115,6 +122,7 @@ class Observation:
     problem: Problem | None = None
     shared_cache: bool = True
     admin_key_version: str | None = None
+    deployed_key_version: str | None = None
     model_source: str | None = None
     integrations: tuple[Manifest, ...] = ()
     known_kinds: frozenset[str] = frozenset()
@@ -139,6 +147,16 @@ class Observation:
     def draining(self) -> tuple[Replica, ...]:
         """Replicas that finish what they have; not those already terminating."""
         return tuple(replica for replica in self.replicas if replica.draining and not replica.pod.terminating)
+
+    @property
+    def is_key_outdated(self) -> bool:
+        """Whether a pod of the newest template was started with another admin key than that of now: it refuses this."""
+        return any(
+            replica.failure is not None
+            and replica.failure.is_key_refused
+            and replica.pod.admin_key_version == self.deployed_key_version
+            for replica in self.replicas
+        )
 
     @property
     def missing(self) -> tuple[Replica, ...]:

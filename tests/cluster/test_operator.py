@@ -1,11 +1,12 @@
 """The operator as a process against a real API server: from apply to delete, through edits, drift and its own death."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from control_plane import Kubelet, Operator, User, admin_port, eventually
+from control_plane import AdminPort, Kubelet, Operator, User, admin_port, eventually
 from fleets import histogram, linear_priors, load
 from smartspec_operator.resource import Manifest
 
@@ -267,6 +268,46 @@ async def test_keys_are_never_logged(user: User, kubelet: Kubelet, operator: Ope
     assert len(key) > 30
     texts = [operator.log.read_text(), str(await user.resource()), str(await user.get("Deployment"))]
     assert not any(key in text for text in texts)
+
+
+async def test_only_another_admin_key_replaces_the_pods(user: User, kubelet: Kubelet) -> None:
+    """An annotation of its Secret, or the same key in a new Secret, does not; nor does a Secret that is gone."""
+    key = {"stringData": {"key": "first"}}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mine"}}
+    await user.kubectl("apply", "-f", "-", stdin=json.dumps({**secret, **key}))
+    await user.apply(server={"adminKeySecretRef": {"name": "mine", "key": "key"}})
+    (pod,) = await deployed(user, kubelet)
+
+    async def template() -> Any:
+        return (await user.get("Deployment"))["spec"]["template"]
+
+    async def asked(port: AdminPort, times: int) -> None:
+        answers = port.requests
+
+        async def enough() -> bool:
+            return port.requests >= answers + times
+
+        await eventually(enough, seconds=40)
+
+    before = await template()
+    async with admin_port("127.0.0.2", load(), "first") as port:
+        await kubelet.run(pod, "127.0.0.2")
+        await is_condition(user, "MetricsAvailable", "True", "AllReplicasAnswer")
+        await user.kubectl("annotate", "secret", "mine", "reviewed=yes")
+        await user.kubectl("delete", "secret", "mine")
+        await is_condition(user, "Degraded", "True", "SecretMissing")
+        await is_condition(user, "MetricsAvailable", "False", "NoReplicaAnswers")
+        await user.kubectl("apply", "-f", "-", stdin=json.dumps({**secret, **key}))
+        await is_condition(user, "MetricsAvailable", "True", "AllReplicasAnswer")
+        await asked(port, 3)
+        assert await template() == before
+        await user.kubectl("patch", "secret", "mine", "-p", json.dumps({"stringData": {"key": "second"}}))
+
+        async def replaced() -> bool:
+            return bool(await template() != before)
+
+        await eventually(replaced, seconds=40)
+    assert "second" not in str(await user.resource())
 
 
 async def test_apply_yields_children_and_delete_leaves_nothing(user: User, kubelet: Kubelet) -> None:

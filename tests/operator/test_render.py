@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from fleets import policy, smartspec
+from fleets import load, policy, replica, seen, smartspec
+from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import decode_settings
 from smartspec_operator import render
 from smartspec_operator.resource import POLICY_FILE, Manifest
-from smartspec_operator.world import Observation, ScalingDecision
+from smartspec_operator.world import Failure, Observation, ScalingDecision
 
 SCALE = ScalingDecision(desired=2, replicas=2)
 SEEN = Observation(admin_key_version="v1")
@@ -118,10 +119,31 @@ def test_a_new_policy_does_not_roll_the_pods() -> None:
     assert one[0] != two[0]
 
 
-def test_a_new_admin_key_rolls_the_pods() -> None:
-    """They read it once, at their start."""
-    one, two = (children(seen=replace(SEEN, admin_key_version=version))["Deployment"] for version in ("v1", "v2"))
-    assert one["spec"]["template"] != two["spec"]["template"]
+REFUSED, SILENT = Failure("/load: HTTP 401", is_key_refused=True), Failure("timeout")
+
+
+@pytest.mark.parametrize(
+    ("deployed", "now", "pods", "version"),
+    [
+        (None, "v1", {}, "v1"),
+        (None, None, {}, None),
+        ("v1", "v2", {}, "v1"),
+        ("v1", "v2", {"v1": load()}, "v1"),
+        ("v1", "v2", {"v1": SILENT}, "v1"),
+        ("v1", "v2", {"v1": REFUSED}, "v2"),
+        ("v2", "v3", {"v1": REFUSED, "v2": load()}, "v2"),
+        ("v1", "v1", {"v1": REFUSED}, "v1"),
+        ("v1", None, {"v1": REFUSED}, "v1"),
+    ],
+)
+def test_pods_are_replaced_for_a_new_admin_key_and_for_no_other_edit_of_its_secret(
+    deployed: str | None, now: str | None, pods: dict[str, LoadReport | Failure], version: str | None
+) -> None:
+    """A pod that was made for what is deployed, and refuses the key: then alone it is another one."""
+    fleet = [replica(f"pod-{made}", report, admin_key_version=made) for made, report in pods.items()]
+    world = seen(*fleet, admin_key_version=now, deployed_key_version=deployed)
+    annotations = children(seen=world)["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations.get("smartspec.io/admin-key-version") == version
 
 
 def test_updates_replace_no_replica_before_another_is_ready() -> None:

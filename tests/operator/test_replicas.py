@@ -47,7 +47,7 @@ async def pod() -> AsyncIterator[Pod]:
     ("key", "answer"),
     [
         (b"secret\n", None),
-        (b"other", Failure("/drain: HTTP 401")),
+        (b"other", Failure("/drain: HTTP 401", is_key_refused=True)),
         (b"\xffsecret", Failure("/drain: the admin key in Secret demo-admin-key is no line of text")),
         (b"two\r\nlines", Failure("/drain: the admin key in Secret demo-admin-key is no line of text")),
     ],
