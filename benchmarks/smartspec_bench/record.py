@@ -38,7 +38,7 @@ class Record:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine_name(),
             "cores": sorted(os.sched_getaffinity(0)),
-            "commit": _commit(),
+            "commit": commit_name(),
             "versions": dict(versions),
             "options": dict(options),
         }
@@ -105,6 +105,13 @@ def machine_slug() -> str:
     return "-".join(word for word in words if word not in ("amd", "intel", "r", "tm", "cpu", "processor"))
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+def commit_name() -> str:
+    """The commit that is checked out; `-dirty` where files differ from it, other than results, which a run writes."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    name = git("describe", "--always")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return f"{name}-dirty" if changed else name

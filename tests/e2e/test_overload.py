@@ -8,13 +8,14 @@ import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
-from figures import publish
+from figures import measured
 from serve_process import serve_process
 from smartspec.metrics import LATENCY_BUCKETS_SECONDS, Histogram
 
@@ -34,6 +35,15 @@ class Seen:
     ttft: list[float] = field(default_factory=list)
     retry_after: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    usual_ttft: float = 0.0
+
+
+@dataclass
+class Flood:
+    """What became of one."""
+
+    tokens_per_second: float
+    recovery_seconds: float
 
 
 async def ask(session: ClientSession, url: str, dice: random.Random, seen: Seen) -> None:
@@ -47,7 +57,7 @@ async def ask(session: ClientSession, url: str, dice: random.Random, seen: Seen)
             if answer.status == 429:
                 seen.retry_after.append(float(answer.headers["Retry-After"]))
                 return
-            events = 0
+            events, last = 0, b""
             async for line in answer.content:
                 if line.startswith(b"data: "):
                     if not events:
@@ -98,10 +108,11 @@ async def peak(session: ClientSession, url: str, seconds: float) -> float:
     return (after - before) / (ended - began)
 
 
-async def flood(session: ClientSession, url: str, rate: float, seconds: float, seen: Seen) -> float:
-    """Requests at *rate* a second, as independent people would send them; generated tokens a second meanwhile."""
+async def flood(session: ClientSession, url: str, rate: float, seconds: float, seen: Seen) -> Flood:
+    """Requests at *rate* a second, as independent people would send them, until they stop and the server is as before
+    them."""
     dice, tasks = random.Random(7), set()
-    began, due = time.monotonic(), time.monotonic()
+    began = due = time.monotonic()
     before, measured_from = 0.0, 0.0
     while (now := time.monotonic()) < began + seconds:
         if not measured_from and now > began + 0.15 * seconds:
@@ -111,74 +122,83 @@ async def flood(session: ClientSession, url: str, rate: float, seconds: float, s
         tasks.add(task := asyncio.create_task(ask(session, url, dice, seen)))
         task.add_done_callback(tasks.discard)
     after, ended = counter(await metrics(session, url), "vllm:generation_tokens_total"), time.monotonic()
+    recovered = await recovery(session, url, seen.usual_ttft)
     await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE_SECONDS)
-    return (after - before) / (ended - measured_from)
+    return Flood((after - before) / (ended - measured_from), recovered)
 
 
 async def recovery(session: ClientSession, url: str, usual_ttft: float) -> float:
-    """Seconds until a request meets an idle server again."""
+    """Seconds from now until a request meets an idle server again."""
     began = time.monotonic()
-    while time.monotonic() < began + PATIENCE_SECONDS:
-        seen = Seen()
-        await ask(session, url, random.Random(1), seen)
-        if seen.ttft and seen.ttft[0] < 3 * usual_ttft + 0.05:
-            break
-    return time.monotonic() - began
+    while (asked := time.monotonic()) < began + PATIENCE_SECONDS:
+        one = Seen()
+        await ask(session, url, random.Random(1), one)
+        if one.ttft and one.ttft[0] < 3 * usual_ttft + 0.05:
+            return asked + one.ttft[0] - began
+        await asyncio.sleep(0.05)
+    return PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize(
-    ("peak_seconds", "flood_seconds", "is_long"),
+    ("rounds", "peak_seconds", "flood_seconds", "is_long"),
     [
-        pytest.param(6.0, 12.0, False, id="short"),
-        pytest.param(30.0, 180.0, True, id="long", marks=pytest.mark.slow),
+        pytest.param(1, 5.0, 12.0, False, id="short"),
+        pytest.param(3, 15.0, 60.0, True, id="long", marks=[pytest.mark.slow, pytest.mark.timed]),
     ],
 )
-async def test_five_times_too_much(peak_seconds: float, flood_seconds: float, is_long: bool) -> None:
-    """Goodput, bounded waiting, quick refusals with a time to come back, and a quick end."""
+async def test_five_times_too_much(rounds: int, peak_seconds: float, flood_seconds: float, is_long: bool) -> None:
+    """Goodput, bounded waiting, quick refusals with a time to come back, and a quick end. Each flood is compared with
+    the peaks before and after it, so that what else the machine does weighs on both."""
     flags: list[Any] = ["--draft", MODELS / "stdlib-draft", "--dtype", "float32", "--device", "cpu", "--threads", "2",
                         "--max-num-seqs", SEQUENCES, "--max-queued-requests", QUEUE]  # fmt: skip
     connector = TCPConnector(limit=0)
-    with serve_process(MODELS / "stdlib-target", *map(str, flags)) as server:
+    with measured("overload") as figures, serve_process(MODELS / "stdlib-target", *map(str, flags)) as server:
         server.wait_ready()
         async with ClientSession(timeout=ClientTimeout(total=120), connector=connector) as session:
             alone = Seen()
             for i in range(10):
                 await ask(session, server.url, random.Random(i), alone)
-            at_peak = await peak(session, server.url, peak_seconds)
-            seen, before = Seen(), server.resident_mebibytes()
-            flooded = await flood(session, server.url, TIMES * at_peak / TOKENS, flood_seconds, seen)
+            seen = Seen(usual_ttft=statistics.median(alone.ttft))
+            peaks, floods = [await peak(session, server.url, peak_seconds)], []
+            before = server.resident_mebibytes()
+            for _ in range(rounds):
+                rate = TIMES * peaks[-1] / TOKENS
+                floods.append(await flood(session, server.url, rate, flood_seconds, seen))
+                peaks.append(await peak(session, server.url, peak_seconds))
             growth = server.resident_mebibytes() - before
-            recovered = await recovery(session, server.url, statistics.median(alone.ttft))
             text = await metrics(session, server.url)
-    rejections = histogram(text, "smartspec_rejection_seconds")
-    ttft = sorted(seen.ttft)
-    refused = seen.statuses[429]
-    most_wait = QUEUE * TOKENS / at_peak
-    figures = {
-        "seconds": flood_seconds,
-        "peak_tokens_per_second": at_peak,
-        "flooded_tokens_per_second": flooded,
-        "share_of_peak": flooded / at_peak,
-        "requests_per_second": TIMES * at_peak / TOKENS,
-        "served": seen.statuses[200],
-        "refused": refused,
-        "ttft_p50_seconds": statistics.median(ttft),
-        "ttft_p95_seconds": ttft[int(0.95 * len(ttft))],
-        "ttft_max_seconds": ttft[-1],
-        "queue_at_peak_seconds": most_wait,
-        "refusal_p95_seconds": rejections.quantile(0.95),
-        "retry_after_seconds": statistics.median(seen.retry_after),
-        "recovery_seconds": recovered,
-        "memory_growth_mib": growth,
-    }
-    publish("overload", **figures)
-    assert seen.failures == []
-    assert seen.statuses.keys() == {200, 429}
-    assert refused > seen.statuses[200]
-    assert rejections.total == refused
-    # The machine may be busy with something else: the published figures are held to more than every run is.
-    assert flooded > (0.9 if is_long else 0.4) * at_peak
-    assert (rejections.quantile(0.95) or 9.0) <= (0.05 if is_long else 0.25)
-    assert ttft[int(0.95 * len(ttft))] < 3 * most_wait + 2
-    assert recovered < 10
-    assert growth < 400
+        rejections = histogram(text, "smartspec_rejection_seconds")
+        ttft = sorted(seen.ttft)
+        refused = seen.statuses[429]
+        beside = [statistics.mean(around) for around in pairwise(peaks)]
+        shares = [one.tokens_per_second / usual for one, usual in zip(floods, beside, strict=True)]
+        most_wait = QUEUE * TOKENS / statistics.mean(peaks)
+        figures |= {
+            "seconds": rounds * flood_seconds,
+            "peak_tokens_per_second": statistics.mean(peaks),
+            "flooded_tokens_per_second": statistics.mean(one.tokens_per_second for one in floods),
+            "share_of_peak": statistics.mean(shares),
+            "shares_of_peak": shares,
+            "requests_per_second": (refused + seen.statuses[200]) / (rounds * flood_seconds),
+            "served": seen.statuses[200],
+            "refused": refused,
+            "failures": len(seen.failures),
+            "ttft_p50_seconds": statistics.median(ttft),
+            "ttft_p95_seconds": ttft[int(0.95 * len(ttft))],
+            "ttft_max_seconds": ttft[-1],
+            "queue_at_peak_seconds": most_wait,
+            "refusal_p95_seconds": rejections.quantile(0.95),
+            "retry_after_seconds": statistics.median(seen.retry_after or [0.0]),
+            "recovery_seconds": max(one.recovery_seconds for one in floods),
+            "memory_growth_mib": growth,
+        }
+        assert seen.failures == []
+        assert seen.statuses.keys() == {200, 429}
+        assert refused > seen.statuses[200]
+        assert rejections.total >= refused  # and those who asked whether it is over
+        # The machine may be busy with something else: the published figures are held to more than every run is.
+        assert figures["share_of_peak"] > (0.9 if is_long else 0.4), shares
+        assert (rejections.quantile(0.95) or 9.0) <= (0.05 if is_long else 0.25)
+        assert figures["ttft_p95_seconds"] < (2 * most_wait + 1 if is_long else 3 * most_wait + 2)
+        assert figures["recovery_seconds"] < (10 if is_long else 30)
+        assert growth < 400
