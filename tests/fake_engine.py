@@ -93,7 +93,7 @@ class FakeGrammar:
 
 class FakeEngine:
     """Continues every prompt with its own text, turned round and over again, *tokens_per_step* at a time; or says
-    *answer*, as far as it may, and stops by itself.
+    *answer*, as far as it may, and stops by itself or at *stop_reason*.
 
     Steps come every *step_seconds*, or on `step()` alone when that is None.
     """
@@ -107,6 +107,7 @@ class FakeEngine:
         max_queued_requests: int = 8,
         num_cached_tokens: int = 0,
         answer: str | None = None,
+        stop_reason: int | str | None = None,
     ) -> None:
         self.info = INFO
         self.tokenizer = CharacterTokenizer()
@@ -116,7 +117,7 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []
         self.aborted: list[str] = []
         self.num_rejected = 0
-        self._answer = answer
+        self._answer, self._stop_reason = answer, stop_reason
         self.grammars: list[GrammarSpec] = []
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
@@ -197,6 +198,7 @@ class FakeEngine:
                 num_generation_tokens=sequence.num_sent, logprobs=_scored(map(ord, text), sampling.logprobs),
                 prompt_logprobs=_scored(request.prompt_token_ids[1:], sampling.prompt_logprobs) if first else (),
                 finish_reason=("stop" if sequence.text == self._answer else "length") if done else None,
+                stop_reason=self._stop_reason if done and sequence.text == self._answer else None,
                 num_cached_tokens=self._num_cached_tokens,
                 explanation=StepExplanation("draft", 3, len(text) - 1, tuple(text))
                 if request.speculation.explain

@@ -127,6 +127,11 @@ def adjusted(logits: Floats, sampling: SamplingParams, prompt: Sequence[int], ou
         row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
     for token, count in Counter(output).items():
         row[token] -= sampling.frequency_penalty * count + sampling.presence_penalty
+    if sampling.allowed_token_ids:
+        row[[token for token in range(len(row)) if token not in sampling.allowed_token_ids]] = -np.inf
+    for *before, last in sampling.bad_words:
+        if list(output[len(output) - len(before) :]) == before and len(before) <= len(output):
+            row[last] = -np.inf
     if len(output) < sampling.min_tokens:
         row[list(sampling.stop_token_ids)] = -np.inf
     return row

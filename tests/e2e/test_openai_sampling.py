@@ -51,10 +51,12 @@ def complete(client: openai.OpenAI, speculation: dict[str, Any], **fields: Any) 
     return answer
 
 
-def said(answer: Completion) -> list[tuple[str, list[int], str]]:
-    """What was delivered, choice by choice."""
+def said(answer: Completion) -> list[tuple[str, list[int], tuple[str, int | str | None]]]:
+    """What was delivered, choice by choice, and at what it ended."""
+    extras = [choice.model_extra or {} for choice in answer.choices]
     return [
-        (choice.text, (choice.model_extra or {})["token_ids"], str(choice.finish_reason)) for choice in answer.choices
+        (choice.text, extra["token_ids"], (str(choice.finish_reason), extra["stop_reason"]))
+        for choice, extra in zip(answer.choices, extras, strict=True)
     ]
 
 
@@ -70,6 +72,8 @@ def said(answer: Completion) -> list[tuple[str, list[int], str]]:
         {"extra": {"min_p": 0.1, "top_k": 12}, "top_p": 0.9},
         {"extra": {"stop_token_ids": list(range(60, 120)), "min_tokens": 7}},
         {"extra": {"ignore_eos": False, "min_tokens": 3}, "logit_bias": {"257": 6}},
+        {"extra": {"bad_words": ["a", "J", "ig", "VV"]}},
+        {"extra": {"allowed_token_ids": list(range(97, 110))}},
     ],
     ids=lambda fields: "+".join(key for key in (fields | fields.get("extra", {})) if key != "extra"),
 )
@@ -90,6 +94,7 @@ def test_parameters_have_an_effect(client: openai.OpenAI) -> None:
     for fields in (
         {"presence_penalty": 1.0, "frequency_penalty": 0.5}, {"logit_bias": {"97": 5, "98": 4.5, "32": -100}},
         {"extra": {"repetition_penalty": 1.3}}, {"stop": ["e", "q", "zz"]},
+        {"extra": {"bad_words": ["a", "J", "ig", "VV"]}}, {"extra": {"allowed_token_ids": list(range(97, 110))}},
         {"extra": {"stop_token_ids": list(range(60, 120)), "min_tokens": 7}},
     ):  # fmt: skip
         assert said(complete(client, OFF, temperature=0.0, **fields)) != plain, fields
@@ -104,7 +109,8 @@ def test_a_stop_in_a_speculated_run_cuts_there(client: openai.OpenAI) -> None:
         answer = complete(client, FIXED, temperature=0.0, stop=stop)
         assert answer.choices[0].text == text[: text.index(stop)]
         assert answer.choices[0].finish_reason == "stop"
-        (_, token_ids, _), (_, all_ids, _) = said(answer)[0], said(plain)[0]
+        (_, token_ids, ended), (_, all_ids, _) = said(answer)[0], said(plain)[0]
+        assert ended == ("stop", stop)
         assert token_ids == all_ids[: len(token_ids)]
         assert answer.usage is not None
         assert answer.usage.completion_tokens == len(token_ids) < 32
@@ -115,6 +121,7 @@ def test_a_stop_in_a_speculated_run_cuts_there(client: openai.OpenAI) -> None:
             )
         )  # fmt: skip
         assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == answer.choices[0].text
+        assert (chunks[-2].choices[0].model_extra or {})["stop_reason"] == stop
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.completion_tokens == len(token_ids)
 

@@ -32,6 +32,11 @@ FIELDS: list[dict[str, Any]] = [
     {"stop_token_ids": frozenset(range(0, 380, 9))},
     {"ignore_eos": True, "min_p": 0.05, "top_k": 20},
     {},
+    {"allowed_token_ids": tuple(range(3, 380, 7)), "stop_token_ids": frozenset(range(3, 380, 35))},
+    {
+        "bad_words": ((77,), *((a, b) for a in range(380) for b in range(a % 3, 380, 3))),
+        "stop_token_ids": frozenset(range(0, 380, 11)),
+    },
     {
         "presence_penalty": -0.5, "frequency_penalty": 0.4, "repetition_penalty": 0.9, "min_tokens": 6,
         "logit_bias": ((10, 2.0),), "stop_token_ids": frozenset(range(1, 380, 5)), "top_p": 0.9,
@@ -104,7 +109,7 @@ def test_a_seed_decides_the_text(served: tuple[RuntimeConfig, LoadedModel], prop
         assert result.texts == plain.texts, settings
         assert result.num_preempted > 0
         assert result.num_accepted > 0 or proposers == ("lookup",), "sampled text repeats itself too seldom"
-    for i in (0, 3, 5, 9):
+    for i in (0, 3, 5, 9, 10, 11):
         alone = run(served, requests_for(served[1], "coupled")[i : i + 1], POLICIES[1], proposers)
         assert alone.texts[str(i)] == plain.texts[str(i)]
 

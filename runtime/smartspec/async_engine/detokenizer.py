@@ -22,11 +22,11 @@ NUM_CONTEXT_TOKENS = 5
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What new tokens added: *text*, and how many of them belong to the output; *stopped* by a stop string or not."""
+    """What new tokens added: *text*, how many of them belong to the output, and the stop string that ended it."""
 
     text: str
     num_tokens: int
-    stopped: bool = False
+    stop: str | None = None
 
 
 class Detokenizer:
@@ -60,14 +60,14 @@ class Detokenizer:
         parts: list[str] = []
         for count, token_id in enumerate(spoken, 1):
             self._num_tokens += 1
-            text, stopped = self._stops.push(self._text.push((token_id,)), armed=self._num_tokens > self._min_tokens)
+            text, stop = self._stops.push(self._text.push((token_id,)), armed=self._num_tokens > self._min_tokens)
             parts.append(text)
-            if stopped:
-                return Piece("".join(parts), count, stopped=True)
+            if stop is not None:
+                return Piece("".join(parts), count, stop)
         if finish_reason:
-            text, stopped = self._stops.push(self._text.flush(), armed=self._num_tokens > self._min_tokens)
-            parts += (text, "" if stopped else self._stops.flush())
-            return Piece("".join(parts), len(token_ids), stopped)
+            text, stop = self._stops.push(self._text.flush(), armed=self._num_tokens > self._min_tokens)
+            parts += (text, "" if stop is not None else self._stops.flush())
+            return Piece("".join(parts), len(token_ids), stop)
         return Piece("".join(parts), len(token_ids))
 
     def push_each(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> list[Piece]:
@@ -75,7 +75,7 @@ class Detokenizer:
         pieces: list[Piece] = []
         for count, token_id in enumerate(token_ids, 1):
             pieces.append(self.push((token_id,), finish_reason if count == len(token_ids) else None))
-            if pieces[-1].stopped:
+            if pieces[-1].stop is not None:
                 break
         return pieces
 
@@ -83,7 +83,7 @@ class Detokenizer:
 def joined(pieces: Sequence[Piece]) -> Piece:
     """All of *pieces* as one."""
     text = "".join(piece.text for piece in pieces)
-    return Piece(text, sum(piece.num_tokens for piece in pieces), pieces[-1].stopped)
+    return Piece(text, sum(piece.num_tokens for piece in pieces), pieces[-1].stop)
 
 
 class _GrowingText:
@@ -135,8 +135,8 @@ class _StopStrings:
         self._stops = stops
         self._held = ""
 
-    def push(self, piece: str, *, armed: bool) -> tuple[str, bool]:
-        """The text certain after *piece*, and whether it ended. Not *armed*: a stop complete by now is plain text."""
+    def push(self, piece: str, *, armed: bool) -> tuple[str, str | None]:
+        """The text certain after *piece*, and the stop that ended it; not *armed*, one complete now is plain text."""
         buffer = self._held + piece
         if armed and piece:
             # A match lies at least partly in the new piece: an older one would have been found before.
@@ -147,10 +147,11 @@ class _StopStrings:
                     found.append((start + len(stop), start))
             if found:
                 self._held = ""
-                return buffer[: min(found)[1]], True
+                end, start = min(found)
+                return buffer[:start], buffer[start:end]
         keep = max(_overlap(buffer, stop) for stop in self._stops)
         self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep], False
+        return buffer[: len(buffer) - keep], None
 
     def flush(self) -> str:
         """What was held back and became no stop string."""

@@ -199,7 +199,7 @@ class EngineThread(Generic[D]):
         finish_reason = output.finish_reason
         num_past = len(output.new_token_ids) - piece.num_tokens
         num_generated = request.num_output_tokens - num_past
-        if piece.stopped:
+        if piece.stop is not None:
             finish_reason = "stop"
             self._scheduler.finish(output.request_id, num_generated, finish_reason)
         if request.rule is not None and request.rule.failure is not None:
@@ -217,6 +217,7 @@ class EngineThread(Generic[D]):
             logprobs=self._token_texts.name(output.logprobs[: piece.num_tokens]),
             prompt_logprobs=self._token_texts.name(output.prompt_logprobs),
             finish_reason=finish_reason,
+            stop_reason=_stop_reason(request, token_ids, piece.stop) if finish_reason == "stop" else None,
             num_cached_tokens=request.num_cached_tokens,
             num_prediction_accepted=request.num_prediction_accepted,
             num_prediction_rejected=request.num_prediction_rejected,
@@ -228,6 +229,14 @@ class EngineThread(Generic[D]):
     def _learned(self) -> Learned:
         self._learned_at = self._clock()
         return Learned(self._policy.priors(), self._policy.explain())
+
+
+def _stop_reason(request: Request, token_ids: Sequence[int], stop: str | None) -> int | str | None:
+    """What of the request's own stops ended a text that stopped; None for the model's own end, as in vLLM."""
+    if stop is not None:
+        return stop
+    is_eos = token_ids[-1] in request.eos_token_ids and not request.sampling.ignore_eos
+    return None if is_eos else token_ids[-1]
 
 
 def _explanation(output: RequestOutput, pieces: Sequence[Piece]) -> StepExplanation:

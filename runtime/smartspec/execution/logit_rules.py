@@ -2,8 +2,10 @@
 
 In this order: `logit_bias` is added; `repetition_penalty` divides positive and multiplies negative logits of tokens in
 prompt or output; `frequency_penalty` (times the count) and `presence_penalty` are subtracted from those of tokens in
-the output; then comes the request's own rule, if it has one; last, what would end the text before `min_tokens` is
-banned. (Bias and penalties as in vLLM's sampler; repetition as in transformers, too.) Temperature and filters follow.
+the output; then comes the request's own rule, if it has one; then all but `allowed_token_ids` is banned, and what would
+complete one of `bad_words`; last, what would end the text before `min_tokens`. (Bias, penalties and bans as in vLLM's
+sampler; repetition as in transformers, too.) Temperature and filters follow. A ban that would leave no token is lifted
+for that row: a grammar is never broken, and a row without any token would fail the step of all.
 
 Each row is adjusted for its own text: the committed one and the speculated tokens before the row. So it does not
 matter to a token at which place of a proposal it is verified, or whether it was proposed at all.
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smartspec.execution.token_bans import TokenBans, ban
 from smartspec.scheduling.request import RuledText
 
 Floats = NDArray[np.float32]
@@ -41,11 +44,13 @@ class Span:
 
 
 class LogitRules:
-    """Adjusts logits; what it keeps between calls are counts of committed tokens, for as long as a text lives."""
+    """Adjusts logits; what it keeps between calls, for as long as a text lives, are counts of its committed tokens and
+    its parameters in a form that is quick to apply."""
 
     def __init__(self, eos_token_ids: frozenset[int] = frozenset()) -> None:
         self._eos_token_ids = eos_token_ids
         self._counts: WeakKeyDictionary[RuledText, _Edits] = WeakKeyDictionary()
+        self._bans: WeakKeyDictionary[RuledText, TokenBans] = WeakKeyDictionary()
 
     def adjust(self, logits: Tensor, spans: Sequence[Span]) -> None:
         """Write to the rows of *logits* [rows, vocab] that *spans* name; no other row is touched, or costs anything."""
@@ -53,9 +58,11 @@ class LogitRules:
             return
         self._edit(logits, [span for span in spans if span.text.sampling.edits_logits])
         for span in spans:
+            rows = logits[span.row : span.row + span.num_rows]
             if span.text.rule is not None:
-                rows = logits[span.row : span.row + span.num_rows]
                 span.text.rule.adjust(rows, span.text, span.ahead, span.first)
+            if span.text.sampling.bans_tokens:
+                self._bans_of(span.text).adjust(rows, span.text, span.ahead, span.first)
         self._ban_endings(logits, spans)
 
     def _edit(self, logits: Tensor, spans: Sequence[Span]) -> None:
@@ -81,8 +88,14 @@ class LogitRules:
             edits = self._counts[text] = _Edits(text)
         return edits
 
+    def _bans_of(self, text: RuledText) -> TokenBans:
+        bans = self._bans.get(text)
+        if bans is None:
+            bans = self._bans[text] = TokenBans(text.sampling)
+        return bans
+
     def _ban_endings(self, logits: Tensor, spans: Sequence[Span]) -> None:
-        """-inf for each token that would end its text before `min_tokens`, unless a rule lets nothing else follow."""
+        """-inf for each token that would end its text before `min_tokens`, unless nothing else may follow."""
         rows: list[int] = []
         tokens: list[int] = []
         for span in spans:
@@ -93,7 +106,9 @@ class LogitRules:
             endings = sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | self._eos_token_ids
             known = [token for token in endings if 0 <= token < logits.shape[1]]
             for row in range(span.row, span.row + short):
-                if span.text.rule is None or _leaves_any(logits[row], known):
+                if span.text.rule is not None or sampling.bans_tokens:
+                    ban(logits[row], known)
+                else:
                     rows += [row] * len(known)
                     tokens += known
         if rows:
@@ -169,10 +184,3 @@ class _Edits:
         self._bias = np.concatenate([self._bias, np.zeros(more, dtype=np.float32)])
         self._factor = np.concatenate([self._factor, np.ones(more, dtype=np.float32)])
         self._minus = np.concatenate([self._minus, np.zeros(more, dtype=np.float32)])
-
-
-def _leaves_any(row: Tensor, banned: Sequence[int]) -> bool:
-    """Whether *row* has a finite logit besides those of *banned*."""
-    rest = row.clone()
-    rest[torch.tensor(banned, dtype=torch.int64, device=row.device)] = -torch.inf
-    return bool((rest > -torch.inf).any())

@@ -97,7 +97,8 @@ class GenerationDelta:
     `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
     prompt from its second token on. `explanation` is there when that was. Of the tokens drafted from the client's
     prediction so far, `num_prediction_accepted` were kept and `num_prediction_rejected` were not. `refusal`, with the
-    finish reason "abort", says what in the request itself was at fault.
+    finish reason "abort", says what in the request itself was at fault. `stop_reason`, with the finish reason "stop",
+    is the request's stop string or stop token that ended the text; None for the model's own end.
     """
 
     text: str
@@ -107,6 +108,7 @@ class GenerationDelta:
     logprobs: tuple[ScoredToken, ...] = ()
     prompt_logprobs: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
     num_cached_tokens: int = 0
     queue_seconds: float = 0.0
     num_prediction_accepted: int = 0

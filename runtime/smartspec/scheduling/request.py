@@ -27,7 +27,8 @@ class RequestStatus(Enum):
 class SamplingParams:
     """How to choose tokens and when to end. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
 
-    The penalties and `logit_bias` (token id, what is added) are as in OpenAI's and vLLM's APIs.
+    The penalties and `logit_bias` (token id, what is added) are as in OpenAI's and vLLM's APIs, and so are
+    `allowed_token_ids` (none: all) and `bad_words`: sequences of token ids that the output never has.
     `seed` is the user's, None when none was named. `stop` strings are matched on text, by whoever detokenises;
     everything else is on token ids. `logprobs` asks for each chosen token's log probability and those of so many of the
     most probable ones beside it, `prompt_logprobs` for the same of the prompt's tokens.
@@ -49,6 +50,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def penalises(self) -> bool:
@@ -57,13 +60,18 @@ class SamplingParams:
 
     @property
     def edits_logits(self) -> bool:
-        """Whether logits of single tokens are changed, `min_tokens` apart."""
+        """Whether logits of single tokens are raised or lowered."""
         return bool(self.logit_bias) or self.penalises
+
+    @property
+    def bans_tokens(self) -> bool:
+        """Whether tokens are ruled out, `min_tokens` apart."""
+        return bool(self.allowed_token_ids) or bool(self.bad_words)
 
     @property
     def adjusts_logits(self) -> bool:
         """Whether anything is done to the logits before temperature."""
-        return self.min_tokens > 0 or self.edits_logits
+        return self.min_tokens > 0 or self.edits_logits or self.bans_tokens
 
     @property
     def is_greedy(self) -> bool:

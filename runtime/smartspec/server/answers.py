@@ -50,6 +50,7 @@ class Choice:
     num_prediction_rejected: int = 0
     num_generation_tokens: int = 0
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -167,7 +168,7 @@ async def _without_output(generation: Generation) -> Deltas:
     async for index, delta in generation:
         reason = "length" if delta.finish_reason == "stop" else delta.finish_reason
         nothing = replace(delta, text="", token_ids=(), logprobs=(), num_generation_tokens=0, explanation=None)
-        yield index, replace(nothing, finish_reason=reason)
+        yield index, replace(nothing, finish_reason=reason, stop_reason=None)
 
 
 def _best(choices: list[Choice], per_prompt: int, n: int) -> list[Choice]:
@@ -187,6 +188,7 @@ def _whole(shape: Shape, choices: Sequence[Choice], prompts: Sequence[Sequence[i
     """The complete answer with what both endpoints add to a choice; with *prompts*, token ids too."""
     whole = shape.whole(choices)
     for index, (written, choice) in enumerate(zip(whole["choices"], choices, strict=True)):
+        written["stop_reason"] = choice.stop_reason
         if choice.steps:
             written["speculation"] = {"steps": choice.steps}
         if prompts is not None:
@@ -225,6 +227,8 @@ async def _send_events(
             or options.continuous_usage_stats
         ):
             chunk = shape.chunk(index, delta)
+            if delta.finish_reason is not None:
+                chunk["choices"][0]["stop_reason"] = delta.stop_reason
             if prompt_token_ids is not None:
                 chunk["choices"][0]["token_ids"] = delta.token_ids
                 if not first_sent[index]:
@@ -278,7 +282,7 @@ def _count(choice: Choice, delta: GenerationDelta) -> None:
     choice.num_prediction_accepted = delta.num_prediction_accepted
     choice.num_prediction_rejected = delta.num_prediction_rejected
     choice.num_generation_tokens = delta.num_generation_tokens
-    choice.finish_reason = delta.finish_reason
+    choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
 
 
 def _steps(delta: GenerationDelta) -> list[dict[str, Any]]:

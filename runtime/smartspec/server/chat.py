@@ -8,6 +8,7 @@ from aiohttp import web
 
 from smartspec.scheduling.client import GenerationDelta, GenerationRequest, ScoredToken
 from smartspec.server.answers import Choice, answer, new_id, now_unix
+from smartspec.server.bans import banned
 from smartspec.server.context import CONTEXT, read_body
 from smartspec.server.conversation import encode_chat, encode_prediction
 from smartspec.server.errors import ApiError
@@ -108,8 +109,15 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     prediction = await encode_prediction(engine.tokenizer, body.prediction)
     grammar = await compiled(engine, tools.form if tools else form_of(body))
     logprobs = body.top_logprobs if body.logprobs else None
+    allowed, bad_words = await banned(info, engine.tokenizer, body)
     sampling = sampling_params(
-        info, body, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
+        info,
+        body,
+        max_tokens=max_tokens,
+        allowed_token_ids=allowed,
+        bad_words=bad_words,
+        logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
     )
     answer_id = new_id("chatcmpl")
     requests = [

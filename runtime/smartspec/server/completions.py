@@ -8,6 +8,7 @@ from aiohttp import web
 
 from smartspec.scheduling.client import GenerationDelta, GenerationRequest, ScoredToken, Tokenizer
 from smartspec.server.answers import Choice, answer, new_id, now_unix
+from smartspec.server.bans import banned
 from smartspec.server.context import CONTEXT, read_body
 from smartspec.server.errors import ApiError
 from smartspec.server.logprobs import completion_logprobs, prompt_logprobs
@@ -126,7 +127,16 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     num_scored = sum(map(len, prompts)) * (per_prompt if body.stream else 1)
     check_prompt_logprobs(body, num_scored, prompt_top, param="logprobs" if body.echo else "prompt_logprobs")
     max_tokens = max(1, body.max_tokens)
-    first = sampling_params(info, body, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=prompt_top)
+    allowed, bad_words = await banned(info, engine.tokenizer, body)
+    first = sampling_params(
+        info,
+        body,
+        max_tokens=max_tokens,
+        allowed_token_ids=allowed,
+        bad_words=bad_words,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_top,
+    )
     # Chunks are written as they come: in a stream none can wait for what another choice knows of the prompt.
     choices = [for_choice(first, i, scores_prompt=body.stream or not i) for i in range(per_prompt)]
     for token_ids in prompts:

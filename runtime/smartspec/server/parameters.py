@@ -38,10 +38,12 @@ def sampling_params(
     body: GenerationBody,
     *,
     max_tokens: int,
+    allowed_token_ids: tuple[int, ...] = (),
+    bad_words: tuple[tuple[int, ...], ...] = (),
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """How to sample the first of the body's choices; `for_choice` has the others."""
+    """How to sample the first of the body's choices; `for_choice` has the others, `bans.banned` what is ruled out."""
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if "" in stop:
         raise ApiError(400, "stop: a stop string must not be empty", param="stop")
@@ -65,6 +67,8 @@ def sampling_params(
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         logit_bias=_logit_bias(info, body.logit_bias),
+        allowed_token_ids=allowed_token_ids,
+        bad_words=bad_words,
     )
 
 

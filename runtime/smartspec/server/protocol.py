@@ -81,6 +81,14 @@ class GenerationBody(StructuredFields, kw_only=True):
     stop_token_ids: Annotated[
         list[TokenId], Meta(max_length=64, description="The answer ends at any of these tokens.")
     ] = msgspec.field(default_factory=list)
+    bad_words: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256)]],
+        Meta(max_length=1024, description="The answer never spells any of these texts as the tokenizer would."),
+    ] = msgspec.field(default_factory=list)
+    allowed_token_ids: Annotated[
+        Annotated[list[TokenId], Meta(min_length=1)] | None,
+        Meta(description="The answer has no other tokens; the end of text is one of them only if it is named."),
+    ] = None
     min_tokens: Annotated[int, Meta(ge=0, description="No end and no stop before so many tokens.")] = 0
     ignore_eos: Annotated[bool, Meta(description="Go on after the model's own end of text.")] = False
     prompt_logprobs: Annotated[
@@ -201,9 +209,7 @@ class DetokenizeBody(Struct):
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
-    "allowed_token_ids": ([],),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": ({},),

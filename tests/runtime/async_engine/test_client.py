@@ -159,7 +159,21 @@ async def test_eos_ends_a_text_and_is_counted() -> None:
         expected = generate([1, 2, 3], 60, frozenset({19}))
         assert [t for d in deltas for t in d.token_ids] == expected
         assert deltas[-1].finish_reason == ("stop" if expected[-1] == 19 else "length")
+        assert deltas[-1].stop_reason is None
         assert "".join(d.text for d in deltas) == LetterTokenizer().decode([t for t in expected if t != 19])
+
+
+async def test_a_stop_token_is_named() -> None:
+    """The request's own stop token says that it ended the text; the model's end of text does not, though listed."""
+    expected = generate([1, 2, 3], 60)
+    async with running() as r:
+        stop = expected[5]
+        deltas = await collect(r.engine, ask(max_tokens=60, stop_token_ids=frozenset({stop, 25})))
+        assert [d.stop_reason for d in deltas] == [None] * (len(deltas) - 1) + [stop]
+        prompt = next([i, 2] for i in range(19) if 19 in generate([i, 2], 60))
+        for ignore_eos, reason in ((False, None), (True, 19)):
+            one = ask(prompt, max_tokens=60, ignore_eos=ignore_eos, stop_token_ids=frozenset({19}))
+            assert (await collect(r.engine, one))[-1].stop_reason == reason
 
 
 async def test_a_stop_string_ends_the_request_and_frees_it() -> None:
@@ -169,7 +183,7 @@ async def test_a_stop_string_ends_the_request_and_frees_it() -> None:
     cut = LetterTokenizer().decode(expected).index(stop)
     async with running() as r:
         deltas = await collect(r.engine, ask(max_tokens=40, stop=(stop,)))
-        assert deltas[-1].finish_reason == "stop"
+        assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", stop)
         assert "".join(d.text for d in deltas) == LetterTokenizer().decode(expected)[:cut]
         assert deltas[-1].num_generation_tokens == sum(len(d.token_ids) for d in deltas) == cut + 2
         await until(lambda: r.scheduler.pool.num_free == 64)

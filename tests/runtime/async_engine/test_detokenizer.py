@@ -30,8 +30,8 @@ class ByteTokenizer:
 
 def spell(
     tokens: list[int], cuts: list[int], *, stop: tuple[str, ...] = (), finish: FinishReason = "length", **options: int
-) -> tuple[list[str], int, bool]:
-    """Push *tokens* in pieces of the lengths *cuts*; the texts, the number of tokens kept, and whether it stopped."""
+) -> tuple[list[str], int, str | None]:
+    """Push *tokens* in pieces of the lengths *cuts*; the texts, the number of tokens kept, and what it stopped at."""
     detokenizer = Detokenizer(ByteTokenizer(), [104, 105], stop=stop, **options)
     texts, kept, rest, lengths = [], 0, list(tokens), list(cuts)
     while rest:
@@ -39,9 +39,9 @@ def spell(
         result = detokenizer.push(piece, None if rest else finish)
         texts.append(result.text)
         kept += result.num_tokens
-        if result.stopped:
-            return texts, kept, True
-    return texts, kept, False
+        if result.stop is not None:
+            return texts, kept, result.stop
+    return texts, kept, None
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,10 +72,10 @@ def test_stop_strings_cut_where_the_first_is_complete(
     text: str, stop: list[str], cuts: list[int], min_tokens: int
 ) -> None:
     """Text ends before the stop string completed first, tokens end with it, and no prefix of one shows early."""
-    texts, kept, stopped = spell(ByteTokenizer().encode(text), cuts, stop=tuple(stop), min_tokens=min_tokens)
+    texts, kept, stopped_at = spell(ByteTokenizer().encode(text), cuts, stop=tuple(stop), min_tokens=min_tokens)
     ends = [(end, end - len(s)) for end in range(min_tokens + 1, len(text) + 1) for s in stop if text[:end].endswith(s)]
-    assert stopped == bool(ends)
     end, cut = min(ends) if ends else (len(text), len(text))
+    assert stopped_at == (text[cut:end] if ends else None)
     assert "".join(texts) == text[:cut]
     assert kept == end
 
@@ -96,7 +96,7 @@ def test_the_token_that_ends_a_text_is_counted_but_not_shown() -> None:
 def test_a_stop_inside_a_token_counts_the_whole_token() -> None:
     """A token whose text goes on past the stop string is the last one counted; its text is cut."""
     piece = Detokenizer(ByteTokenizer(), [], stop=("x",)).push([97, 1000, 98])
-    assert (piece.text, piece.num_tokens, piece.stopped) == ("a", 2, True)
+    assert (piece.text, piece.num_tokens, piece.stop) == ("a", 2, "x")
 
 
 @settings(max_examples=200, deadline=None)

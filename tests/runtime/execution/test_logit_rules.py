@@ -25,6 +25,9 @@ RULED = [
     {"repetition_penalty": 1.4},
     {"logit_bias": ((3, 2.5), (7, -100.0))},
     {"min_tokens": 9, "stop_token_ids": frozenset(range(1, 40, 3))},
+    {"allowed_token_ids": tuple(range(0, 40, 3))},
+    {"bad_words": tuple((a, b) for a in range(VOCAB) for b in range(a % 3, VOCAB, 3))},
+    {"bad_words": (*((a,) for a in range(0, 24, 2)), *((a, b, 3) for a in range(1, 9, 2) for b in range(1, VOCAB, 2)))},
     {
         "presence_penalty": -0.3,
         "frequency_penalty": 0.6,
@@ -51,6 +54,8 @@ class NoRepeat(LogitRule):
 
 
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
+few = st.lists(st.integers(0, 5), max_size=12)
+"""Texts in which bad words of the same few tokens come up."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,11 +66,13 @@ tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
         frequency_penalty=st.sampled_from([0.0, 0.8, -1.0]),
         repetition_penalty=st.sampled_from([1.0, 1.7, 0.6]),
         logit_bias=st.sampled_from([(), ((3, 5.0), (11, -100.0))]),
+        allowed_token_ids=st.sampled_from([(), tuple(range(0, VOCAB, 2))]),
+        bad_words=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple), max_size=6).map(tuple),
         min_tokens=st.integers(0, 6),
         stop_token_ids=st.sampled_from([frozenset(), frozenset({4, 11})]),
     ),
-    prompt=tokens.filter(bool),
-    portions=st.lists(st.tuples(tokens, tokens), min_size=1, max_size=4),
+    prompt=(tokens | few).filter(bool),
+    portions=st.lists(st.tuples(tokens | few, tokens | few), min_size=1, max_size=4),
 )
 def test_every_row_is_adjusted_for_its_own_text(
     sampling: SamplingParams, prompt: list[int], portions: list[tuple[list[int], list[int]]]
@@ -154,6 +161,29 @@ def test_rules_are_followed_while_drafting() -> None:
         rule = None if fields else NoRepeat()
         generate(TARGET, draft, [ToyRequest(3, sampling, "coupled", "draft", (4,), rule=rule)], 25)
         assert len(draft.calls) == 5 * 4
+
+
+def test_bad_words_end_where_the_output_does() -> None:
+    """The prompt is no part of a word; speculated tokens are, and one word may end within another."""
+    text = RuledText.of(SamplingParams(bad_words=((4, 5), (5, 6, 7), (6, 7, 1), (9,))), [3, 4], 1 + 1)
+    assert text is not None
+    logits = torch.zeros(4, VOCAB)
+    LogitRules().adjust(logits, [Span(0, text, (5, 6, 7))])
+    assert [sorted((row == -torch.inf).nonzero().flatten().tolist()) for row in logits] == [[9], [9], [7, 9], [1, 9]]
+
+
+def test_a_ban_that_leaves_nothing_is_lifted() -> None:
+    """A grammar is never broken, a draft may know no token that is allowed, and every row has a token to choose."""
+    sampling = SamplingParams(allowed_token_ids=(1, 3), bad_words=((2,), (3,)), min_tokens=9)
+    text = RuledText.of(sampling, [1, 5], 1, Ending())
+    assert text is not None
+    logits = torch.zeros(3, 6)
+    LogitRules(frozenset({1, 2})).adjust(logits, [Span(0, text, (3, 3))])
+    finite = [row.isfinite().nonzero().flatten().tolist() for row in logits]
+    assert finite == [[1], [2], [2]]
+    narrow = torch.zeros(1, 1)
+    LogitRules().adjust(narrow, [Span(0, text)])
+    assert narrow.isfinite().all()
 
 
 class Ending(LogitRule):

@@ -25,7 +25,8 @@ async def test_text_prompt_is_completed() -> None:
         status, answer = await server.post("/v1/completions", model="fake", prompt="abc", max_tokens=5)
     assert status == 200
     assert answer["object"] == "text_completion"
-    assert answer["choices"] == [{"index": 0, "text": "cbacb", "logprobs": None, "finish_reason": "length"}]
+    choice = {"index": 0, "text": "cbacb", "logprobs": None, "finish_reason": "length", "stop_reason": None}
+    assert answer["choices"] == [choice]
     assert answer["usage"] == usage_of(prompt=4, completion=5)
 
 

@@ -50,7 +50,7 @@ async def test_bad_field_is_named(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("suffix", "x"), ("top_logprobs", 2), ("use_beam_search", True), ("allowed_token_ids", [1]),
+        ("suffix", "x"), ("top_logprobs", 2), ("use_beam_search", True),
         ("include_stop_str_in_output", True), ("skip_special_tokens", False),
         ("prediction", {"type": "content", "content": "x"}),
     ],
