@@ -22,17 +22,20 @@ PUBLISHED: list[str] = []
 def measured(name: str) -> Iterator[dict[str, Any]]:
     """What a test puts into the dictionary is published as *name* when the test ends, also where it fails: a figure
     that is worse than promised is a figure."""
+    # Both are those of the beginning: the tree may change while a long test runs what it has loaded.
+    taken = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit_name()}
     figures: dict[str, Any] = {}
     passed = False
     try:
         yield figures
         passed = True
     finally:
-        _publish(name, {"passed": passed, **figures})
+        _publish(name, {"passed": passed, **figures}, taken)
 
 
-def _publish(name: str, figures: dict[str, Any]) -> None:
-    """Show *figures* in one line, and put them under *name* into the file of this machine if one is wanted."""
+def _publish(name: str, figures: dict[str, Any], taken: dict[str, str]) -> None:
+    """Show *figures* in one line, and put them under *name* into the file of this machine if one is wanted, together
+    with what they were *taken* from."""
     PUBLISHED.append(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
     if not (folder := os.environ.get(FOLDER_VARIABLE)):
         return
@@ -43,7 +46,6 @@ def _publish(name: str, figures: dict[str, Any]) -> None:
         file = Path(folder) / f"soak-{machine_slug()}.json"
         kept = json.loads(file.read_text()) if file.exists() else {}
         kept["machine"] = machine_name()
-        taken = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit_name()}
         kept[name] = {**taken, **figures}
         new = file.with_suffix(".new")
         new.write_text(json.dumps(kept, indent=1) + "\n")
