@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
-from figures import publish
+from figures import measured
 from serve_process import serve_process
 
 MODELS = Path(__file__).parents[2] / "examples/models"
@@ -44,7 +44,7 @@ async def test_a_greedy_key_does_not_keep_another_waiting(tmp_path: Path) -> Non
     flags = ("--draft", str(MODELS / "stdlib-draft"), "--dtype", "float32", "--device", "cpu", "--threads", "2",
              "--max-num-seqs", "4", "--max-queued-requests", "40",
              "--api-key-file", str(tmp_path / "keys"))  # fmt: skip
-    with serve_process(MODELS / "stdlib-target", *flags) as server:
+    with measured("fairness") as figures, serve_process(MODELS / "stdlib-target", *flags) as server:
         server.wait_ready()
         async with ClientSession(timeout=ClientTimeout(total=120), connector=TCPConnector(limit=0)) as session:
             enough = asyncio.Event()
@@ -53,16 +53,15 @@ async def test_a_greedy_key_does_not_keep_another_waiting(tmp_path: Path) -> Non
             modest = [await seconds_to_first_token(session, server.url, "key-of-one") for _ in range(MODEST)]
             enough.set()
             greedy = [wait for task in many for wait in await task]
-    served = [wait for wait in greedy if wait is not None]
-    waits = [wait for wait in modest if wait is not None]
-    publish(
-        "fairness",
-        greedy_served=len(served),
-        greedy_refused=len(greedy) - len(served),
-        greedy_ttft_p50_seconds=statistics.median(served),
-        modest_served=len(waits),
-        modest_ttft_p50_seconds=statistics.median(waits),
-    )
-    assert len(waits) == MODEST
-    assert len(greedy) > len(served)
-    assert statistics.median(waits) < 0.5 * statistics.median(served)
+        served = [wait for wait in greedy if wait is not None]
+        waits = [wait for wait in modest if wait is not None]
+        figures |= {
+            "greedy_served": len(served),
+            "greedy_refused": len(greedy) - len(served),
+            "greedy_ttft_p50_seconds": statistics.median(served),
+            "modest_served": len(waits),
+            "modest_ttft_p50_seconds": statistics.median(waits),
+        }
+        assert len(waits) == MODEST
+        assert len(greedy) > len(served)
+        assert statistics.median(waits) < 0.5 * statistics.median(served)
