@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from aiohttp import ClientSession
 
-from smartspec_operator import status
+from smartspec_operator import backoff, status
 from smartspec_operator.cluster import NotOursError, controller_of
 from smartspec_operator.kube import Api, ApiError, merge_patch
 from smartspec_operator.metrics import Metrics
@@ -44,6 +44,7 @@ class Pace:
     reconciled: float = 0.0
     tuned: float = 0.0
     scaled: float = 0.0
+    refusal: backoff.Refusal | None = None
 
     def due(self, now: float, timing: Timing, *, at_once: bool) -> Due:
         """The stages whose period has passed; both, after an edit. Scaling brings tuning with it."""
@@ -149,6 +150,9 @@ class Controller:
                 return
             if "deletionTimestamp" in metadata or (at_once and metadata["generation"] == pace.generation):
                 return
+            if not at_once and await _is_refused_still(body, pace, snapshot):
+                pace.reconciled = self.moved = time.monotonic()
+                return
             due = pace.due(time.monotonic(), self._timing, at_once=at_once or metadata["generation"] != pace.generation)
             self._metrics.staged(due)
             began = time.monotonic()
@@ -157,6 +161,7 @@ class Controller:
                     # An event's status is as old as the event: what was reported since would be taken back.
                     body = await self._latest(body)
                 result = await self._step(body, snapshot, due)
+                await _remember(result, body, pace, snapshot)
                 pace.generation = body["metadata"]["generation"]
             except ApiError as error:
                 result = "unreachable"
@@ -216,6 +221,25 @@ class Controller:
         for news in (*status.news(old, new), *repairs(body, snapshot)):
             log.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], news.reason, news.message)
             await post(self._cluster.api, body, news, now)
+
+
+async def _is_refused_still(body: Manifest, pace: Pace, snapshot: Snapshot) -> bool:
+    """Whether it was refused, and neither time nor anything that counts has passed since."""
+    if pace.refusal is None or time.monotonic() >= pace.refusal.until:
+        return False
+    try:
+        return pace.refusal.circumstances == await backoff.circumstances(body, snapshot)
+    except ApiError:  # let the reconcile itself tell
+        return False
+
+
+async def _remember(result: str, body: Manifest, pace: Pace, snapshot: Snapshot) -> None:
+    """Keep in mind that *body* was refused, and under which circumstances; forget it when it was not."""
+    if result == "ok":
+        pace.refusal = None
+    else:
+        seen = await backoff.circumstances(body, snapshot)
+        pace.refusal = backoff.refused(result, seen, pace.refusal, time.monotonic())
 
 
 def repairs(body: Manifest, snapshot: Snapshot) -> list[status.News]:

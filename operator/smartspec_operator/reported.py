@@ -24,8 +24,9 @@ class ReportedPolicy(_Reported, frozen=True):
 
 
 class ReportedLoad(_Reported, frozen=True):
-    """The load of all replicas together, rounded and held while it hardly changes, so that rest means no writes."""
+    """The load of all replicas together as of `time`, held while it hardly changes: a steady load is no write."""
 
+    time: str = ""
     requests_per_second: float = 0.0
     tokens_per_second: float = 0.0
     running_requests: int = 0

@@ -8,9 +8,10 @@ from typing import Literal
 
 import msgspec
 
+from smartspec_operator import load_status
 from smartspec_operator.conditions import conditions
-from smartspec_operator.fleet import Fleet, attainment, together
-from smartspec_operator.reported import Condition, ReportedLoad, ReportedPolicy, Status
+from smartspec_operator.fleet import attainment, together
+from smartspec_operator.reported import Condition, ReportedPolicy, Status
 from smartspec_operator.resource import PORT_NAME, Manifest, SmartSpec
 from smartspec_operator.world import Failure, Observation, PolicyDecision, ScalingDecision, timestamp
 
@@ -18,10 +19,6 @@ TOLD = (
     ("Ready", "True"), ("Degraded", "False"), ("MetricsAvailable", "True"), ("SLOMet", "True"), ("Integrated", "True"),
 )  # fmt: skip
 """The conditions whose turns are Events, with the status that is good news."""
-TOLERANCE = 0.1
-"""A number of the load is reported anew only when it has moved by this share."""
-SHARE_STEP = 0.02
-"""The same for shares from 0 to 1."""
 LONGEST = 4000
 """So many characters of a refusal are told: an API server names every fault of a template, and takes 32,768 back."""
 
@@ -39,6 +36,9 @@ def compute(
     slo, old, fleet = owner.spec.slo, owner.status, together(seen.loads)
     met = attainment(fleet, slo.ttft_seconds, slo.tpot_seconds)
     url = service_url(owner, seen.service)
+    load, told = old.load, old.slo_attainment
+    if seen.loads:
+        load, told = load_status.reported(fleet, met, slo, old, now=now)
     return Status(
         observed_generation=owner.generation,
         replicas=sum(not replica.pod.terminating for replica in seen.replicas),
@@ -46,8 +46,8 @@ def compute(
         selector=",".join(f"{key}={value}" for key, value in sorted(owner.labels.items())),
         url=url or old.url,
         policy=_policy(seen, policy),
-        load=_load(fleet, slo.percentile / 100, old.load) if seen.loads else old.load,
-        slo_attainment=_held(met, old.slo_attainment, SHARE_STEP, 0.0) if seen.loads else old.slo_attainment,
+        load=load,
+        slo_attainment=told,
         scaling_history=scale.history,
         conditions=dated(conditions(owner, seen, policy, scale, met, refusals), old, owner.generation, now),
     )
@@ -137,31 +137,3 @@ def _policy(seen: Observation, policy: PolicyDecision) -> ReportedPolicy:
         max_queued_requests=settings.max_queued_requests,
         reason=settings.reason,
     )
-
-
-def _load(fleet: Fleet, percentile: float, old: ReportedLoad | None) -> ReportedLoad:
-    before = old or ReportedLoad()
-
-    def number(new: float, held: float) -> float:
-        return _held(new, held, 0.05, TOLERANCE) or 0.0
-
-    return ReportedLoad(
-        requests_per_second=number(fleet.requests_per_second, before.requests_per_second),
-        tokens_per_second=number(fleet.tokens_per_second, before.tokens_per_second),
-        running_requests=round(number(fleet.running, before.running_requests)),
-        waiting_requests=round(number(fleet.waiting, before.waiting_requests)),
-        mean_speculative_tokens=number(fleet.mean_k, before.mean_speculative_tokens),
-        acceptance_rate=_held(fleet.acceptance_rate, before.acceptance_rate, SHARE_STEP, 0.0) or 0.0,
-        predicted_goodput=number(fleet.predicted_goodput, before.predicted_goodput),
-        measured_goodput=number(fleet.measured_goodput, before.measured_goodput),
-        ttft_seconds=_held(fleet.ttft.quantile(percentile), before.ttft_seconds, 0.0, TOLERANCE),
-        tpot_seconds=_held(fleet.tpot.quantile(percentile), before.tpot_seconds, 0.0, TOLERANCE),
-        kv_cache_usage=_held(fleet.kv_cache_usage, before.kv_cache_usage, SHARE_STEP, 0.0) or 0.0,
-    )
-
-
-def _held(new: float | None, old: float | None, absolute: float, relative: float) -> float | None:
-    """*new* with three digits, or *old* while *new* is near it; but 0 is told at once, for that is rest."""
-    if new is None or old is None or new == 0 or abs(new - old) > max(absolute, relative * abs(old)):
-        return None if new is None else float(f"{new:.3g}")
-    return old

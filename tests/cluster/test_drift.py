@@ -110,7 +110,10 @@ async def test_every_deleted_child_comes_back(user: User, kubelet: Kubelet) -> N
 
 
 async def test_a_child_of_somebody_else_stops_all_others(user: User, kubelet: Kubelet) -> None:
-    """A Deployment of the same name that is not ours: nothing of the SmartSpec is made, not even the Service."""
+    """A Deployment of the same name that is not ours: nothing of the SmartSpec is made, not even the Service.
+
+    When it is gone, that is found out without an edit.
+    """
     await user.kubectl("create", "deployment", "demo", "--image=theirs:1")
     theirs = (await user.get("Deployment"))["spec"]
     await user.apply()
@@ -125,3 +128,9 @@ async def test_a_child_of_somebody_else_stops_all_others(user: User, kubelet: Ku
     assert (await user.get("Deployment"))["spec"] == theirs
     for kind, name in CHILDREN.values():
         assert kind == "Deployment" or await user.api.get(kind, user.namespace, name) is None
+    await user.kubectl("delete", "deployment", "demo")
+
+    async def made_after_all() -> bool:
+        return bool((await user.get("Deployment"))["metadata"].get("ownerReferences"))
+
+    await eventually(made_after_all, seconds=40)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane import Kubelet, User, eventually
+from control_plane import Kubelet, Operator, User, eventually
 from smartspec_operator.kube import ApiError
 from smartspec_operator.resource import Manifest
 from spec_cases import Case, of
@@ -68,6 +68,33 @@ async def test_no_invalid_spec_is_carried_out_and_others_are_served(user: User, 
     assert await built(user) == {"demo"}
     refused = sum(answer is not None for answer in answers)
     print(f"{len(cases)} specs: {refused} refused by the API server, {len(cases) - refused} reported")
+
+
+async def test_what_is_refused_is_not_tried_every_tick(user: User, operator: Operator) -> None:
+    """33 ticks later it was tried at most three times more; an edit that mends it is carried out at once."""
+
+    async def tries() -> float:
+        found = await operator.metrics()
+        return sum(n for name, n in found.items() if "reconciles_total" in name and "result=InvalidSpec" in name)
+
+    async def told() -> bool:
+        return bool((await user.condition("Ready")).get("reason") == "InvalidSpec")
+
+    async def alone() -> bool:  # what other tests left behind is refused, too
+        return len(await user.api.list("SmartSpec", None)) == 1
+
+    await user.apply(template={"volumeMounts": [{"name": "absent", "mountPath": "/x"}]})
+    await eventually(told)
+    await eventually(alone, seconds=60)
+    before = await tries()
+    await asyncio.sleep(10)
+    assert await tries() - before <= 3
+    await user.apply(template={})
+
+    async def made() -> bool:
+        return await user.api.get("Deployment", user.namespace, "demo") is not None
+
+    await eventually(made, seconds=2)
 
 
 WAITING: dict[str, dict[str, str]] = {

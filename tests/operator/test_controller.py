@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from smartspec_operator.controller import Controller
 from smartspec_operator.kube import Api
 from smartspec_operator.metrics import Metrics
 from smartspec_operator.reported import Status
-from smartspec_operator.resource import Manifest, SmartSpec
+from smartspec_operator.resource import InvalidSpecError, Manifest, SmartSpec
 from smartspec_operator.snapshot import SECRET_SECONDS, KubernetesCluster
 from smartspec_operator.world import Timing
 
@@ -22,14 +23,16 @@ class Server(Api):
 
     def __init__(self) -> None:
         self.live: dict[str, dict[str, Any]] = {}
+        self.children: Sequence[Manifest] = []
+        self.secret: Manifest | None = None
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object."""
-        return self.live.get(name)
+        return self.secret if kind == "Secret" else self.live.get(name)
 
     async def list(self, kind: str, namespace: str | None, selector: str = "") -> Sequence[Manifest]:
         """All of them."""
-        return list(self.live.values())
+        return list(self.live.values()) if kind == "SmartSpec" else self.children
 
     async def patch(
         self, kind: str, namespace: str, name: str, patch: Mapping[str, Any], subresource: str = ""
@@ -101,6 +104,73 @@ async def test_an_edit_that_a_tick_has_seen_is_answered(
     await one.tick()
     await answered(one)
     assert seen == [(2, 0)]
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The generations that were tried, and refused."""
+    found: list[int] = []
+
+    async def reconcile(owner: SmartSpec, *_: Any, **__: Any) -> Status:
+        found.append(owner.generation)
+        raise InvalidSpecError("spec.template.env: no")
+
+    monkeypatch.setattr(controller, "reconcile", reconcile)
+    return found
+
+
+async def test_what_was_refused_is_left_alone(one: Controller, server: Server, refusals: list[int]) -> None:
+    """Tick after tick nothing is asked of the API server for it, until its time has come."""
+    server.live["demo"] = body()
+    for _ in range(5):
+        await one.tick()
+    assert refusals == [1]
+    (pace,) = one._paces.values()
+    assert pace.refusal is not None
+    pace.refusal = replace(pace.refusal, until=time.monotonic())
+    await one.tick()
+    assert refusals == [1, 1]
+    assert pace.refusal.times == 2
+
+
+async def test_an_edit_of_what_was_refused_is_tried_at_once(
+    one: Controller, server: Server, refusals: list[int]
+) -> None:
+    """By its event, or by the next tick."""
+    server.live["demo"] = body()
+    await one.tick()
+    server.live["demo"] = body(2)
+    one.edited(body(2))
+    await answered(one)
+    server.live["demo"] = body(3)
+    await one.tick()
+    await one.tick()
+    assert refusals == [1, 2, 3]
+
+
+async def test_what_was_refused_is_tried_when_what_it_has_changes(
+    one: Controller, server: Server, refusals: list[int]
+) -> None:
+    """A child that went, or the Secret that it refers to."""
+    server.live["demo"] = body() | {
+        "spec": {"model": {"source": "m"}, "server": {"adminKeySecretRef": {"name": "s", "key": "k"}}}
+    }
+    labels = {"app.kubernetes.io/name": "smartspec", "app.kubernetes.io/instance": "demo"}
+    child = {"metadata": {"name": "demo", "namespace": "ns", "uid": "c", "generation": 1, "labels": labels}}
+    secret = {"metadata": {"uid": "s", "resourceVersion": "1"}}
+    server.children, server.secret = [child], secret
+    for _ in range(2):
+        await one.tick()
+    assert refusals == [1]
+    server.children = []
+    for _ in range(2):
+        await one.tick()
+    assert refusals == [1, 1]
+    one._cluster._secrets.clear()
+    server.secret = {"metadata": {"uid": "s", "resourceVersion": "2"}}
+    for _ in range(2):
+        await one.tick()
+    assert refusals == [1, 1, 1]
 
 
 async def test_an_edit_of_what_is_gone_does_nothing(

@@ -1,14 +1,17 @@
 """What is reported: numbers that rest at rest, conditions that move only when their status does, news for people."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleets import histogram, later, load, pending, policy, replica, seen, smartspec
+from smartspec.policy.load import LoadReport
 from smartspec_operator import status
 from smartspec_operator.reported import ScalingRecord, Status, as_manifest
 from smartspec_operator.resource import SmartSpec, parse, previous_status
@@ -149,21 +152,54 @@ def test_an_unchanged_world_gives_an_equal_status() -> None:
     assert report(SERVING, first, after=9999) == first
 
 
-@given(st.floats(50.0, 5000.0), st.floats(-0.09, 0.09))
-def test_noise_does_not_write(tokens: float, noise: float) -> None:
-    """A number of the load that moves by less than a tenth is reported as before."""
-    first = report(seen(replica("a", load(tokens_per_second=tokens, generation=1))))
-    assert first.load is not None
-    jittered = first.load.tokens_per_second * (1 + noise)
-    assert report(seen(replica("a", load(tokens_per_second=jittered, generation=1))), first).load == first.load
+def written(loads: Sequence[LoadReport], tick: float = 2.0) -> list[float]:
+    """When the status was written, in seconds from the first report, as *loads* are seen tick after tick."""
+    found, now = [], report(seen(replica("a", loads[0])))
+    for number, seen_then in enumerate(loads[1:], 1):
+        before, now = now, report(seen(replica("a", seen_then)), now, after=number * tick)
+        found += [number * tick] if now != before else []
+    return found
 
 
-def test_rest_is_told_at_once() -> None:
-    """Zero is never held back by what was before."""
-    busy = report(seen(replica("a", load(tokens_per_second=0.04, generation=1))))
-    idle = report(SERVING, busy)
-    assert idle.load is not None
-    assert idle.load.tokens_per_second == 0.0
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10_000), rate=st.floats(0.5, 50.0))
+def test_steady_load_is_hardly_ever_written(seed: int, rate: float) -> None:
+    """Poisson arrivals at one rate, ten minutes long, seen every two seconds: at most a write in two minutes."""
+    chance = random.Random(seed)
+
+    def some(mean: float) -> int:
+        return max(0, round(chance.gauss(mean, mean**0.5)))
+
+    window = [some(2 * rate) for _ in range(15)]
+    loads = []
+    for _ in range(300):
+        window = [*window[1:], some(2 * rate)]
+        arrivals = sum(window) / 30
+        loads.append(
+            load(
+                tokens_per_second=100 * arrivals, generation=1, num_requests_running=some(2 * rate),
+                num_requests_waiting=some(1), kv_cache_usage=min(1.0, some(20) / 100),
+                tpot=histogram(*[chance.lognormvariate(-3.5, 0.3) for _ in range(sum(window))]),
+            )
+        )  # fmt: skip
+    assert len(written(loads)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seconds"), [(0.0, 300.0, 6), (300.0, 0.0, 6), (300.0, 600.0, 42), (300.0, 330.0, 600)]
+)
+def test_a_change_is_told_the_sooner_the_larger_it_is(before: float, after: float, seconds: float) -> None:
+    """Nothing, or from nothing, within seconds; and then it rests."""
+    one, other = (load(tokens_per_second=tokens, generation=1) for tokens in (before, after))
+    assert written([one, *[other] * 400]) == [seconds]
+
+
+def test_a_report_without_a_time_rests_too() -> None:
+    """A CRD that knows none drops it: the figures are held, and rest is no write."""
+    busy = report(seen(replica("a", load(tokens_per_second=300.0, generation=1))))
+    assert busy.load is not None
+    old = msgspec.structs.replace(busy, load=msgspec.structs.replace(busy.load, time=""))
+    assert report(seen(replica("a", load(tokens_per_second=310.0, generation=1))), old, after=9999) == old
 
 
 def test_what_nobody_reports_is_left_as_it_was() -> None:
