@@ -23,6 +23,7 @@ PICTURE = os.environ.get("SMARTSPEC_PAGE_PICTURE")
 """Where to put a screenshot; `make page-picture` says docs/page.png."""
 KEYS = {"SMARTSPEC_API_KEY": "sesame", "SMARTSPEC_ADMIN_KEY": "admin-sesame"}
 PROMPT = "def read_lines(path):\n"
+SCHEMA = '{"const": "def read_lines(path): return the lines of a file"}'
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ async def test_the_page_of_a_working_server(server: ServeProcess) -> None:
             await page.wait_for_function(
                 "before => document.querySelector('#tiles').textContent !== before", arg=before
             )
-            assert await page.locator(".chart canvas").count() == 8
+            assert await page.locator(".chart canvas").count() == 9
+            await holds(page, "/median .*\\d/.test(document.querySelector('.chart:nth-child(7) .plot').ariaLabel)")
             label = await page.get_attribute(".chart:nth-child(2) .plot", "aria-label")
             assert re.search(r"measured .*\d.*; predicted .*\d", label)
             await page.click(".chart:nth-child(1) summary")
@@ -114,6 +116,35 @@ async def try_prompt(page: Any) -> None:
     summary = await page.text_content("#answer-summary")
     assert f"48 tokens in {steps} steps: " in summary
     assert f"{48 - len(proposed)} by target" in summary
+
+
+async def test_what_a_grammar_forces_is_marked_as_such(server: ServeProcess) -> None:
+    """With a JSON schema: tokens that it forced have their own mark, named in the legend, the hint and the count; a
+    schema that is none is refused in words."""
+    async with opened(server.url, viewport={"width": 1000, "height": 800}, color_scheme="light") as page:
+        await page.wait_for_selector("#tiles dd")
+        await page.fill("#api-key", KEYS["SMARTSPEC_API_KEY"])
+        await page.fill("#schema", "{")
+        await page.click("#send")
+        await holds(page, "document.querySelector('#try-error').textContent.includes('json')")
+        page.complaints.clear()  # the browser's own line about the 400
+        await page.fill("#schema", SCHEMA)
+        await page.click("#send")
+        await holds(page, "document.querySelectorAll('#answer .t').length && !document.querySelector('#send').disabled")
+        assert await page.text_content("#try-error") == ""
+        forced = page.locator("#answer .by-grammar")
+        count = await forced.count()
+        assert count > 0
+        assert re.fullmatch(r"step \d+: grammar", await forced.first.get_attribute("title"))
+        assert f"{count} by grammar" in await page.text_content("#answer-summary")
+        assert await page.locator(".tokens-legend .by-grammar").text_content() == "the grammar"
+        colours = "n => getComputedStyle(document.querySelector('.tokens-legend .by-' + n)).borderBottomColor"
+        names = ("draft", "lookup", "grammar", "target")
+        assert len({await page.evaluate(colours, name) for name in names}) == len(names)
+        assert await violations(page) == []
+        await page.select_option("#theme", "dark")
+        assert await violations(page) == []
+        assert page.complaints == []
 
 
 async def take_picture(page: Any) -> None:
@@ -182,7 +213,7 @@ async def test_the_page_by_keyboard_alone(server: ServeProcess) -> None:
             if order[-1] == "send":
                 break
         assert order[:3] == ["skip", "pause", "theme"]
-        assert order[-7:-1] == ["prompt", "kind", "max-tokens", "temperature", "mode", "api-key"]
+        assert order[-8:-1] == ["prompt", "kind", "max-tokens", "temperature", "mode", "schema", "api-key"]
         await page.keyboard.press("Enter")
         await holds(page, "document.querySelector('#try-error').textContent !== ''")
 

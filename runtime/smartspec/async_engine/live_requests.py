@@ -83,7 +83,8 @@ class LiveRequests:
                 self._meter.first_token(now - stream.arrival_time)
             stream.put(delta)
             if delta.finish_reason is not None:
-                self._meter.finished(delta.num_generation_tokens, now - stream.first_token_time)
+                decode_seconds, e2e_seconds = now - stream.first_token_time, now - stream.arrival_time
+                self._meter.finished(delta.num_generation_tokens, decode_seconds, e2e_seconds)
                 self._forget(stream)
 
     def fail(self, error: Exception) -> None:
@@ -127,6 +128,7 @@ class LiveRequests:
             shape=recent.shape,
             ttft=recent.ttft,
             tpot=recent.tpot,
+            e2e=recent.e2e,
             queue_time=recent.queue_time,
             speculation=recent.speculation,
         )

@@ -34,6 +34,7 @@ class _Slot:
     prefix_hit_tokens: int = 0
     ttft: list[int] = field(default_factory=_no_counts)
     tpot: list[int] = field(default_factory=_no_counts)
+    e2e: list[int] = field(default_factory=_no_counts)
     queue_time: list[int] = field(default_factory=_no_counts)
     steps: int = 0
     step_seconds: float = 0.0
@@ -56,7 +57,7 @@ class _Slot:
             mine[:] = map(sum, zip(mine, getattr(other, name), strict=True))
 
 
-_COUNTS = ("ttft", "tpot", "queue_time")
+_COUNTS = ("ttft", "tpot", "e2e", "queue_time")
 _SUMS = tuple(name for name in _Slot.__slots__ if name not in (*_COUNTS, "begins"))
 
 
@@ -67,6 +68,7 @@ class RecentLoad:
     shape: RequestShape
     ttft: Histogram
     tpot: Histogram
+    e2e: Histogram
     queue_time: Histogram
     speculation: SpeculationReport
     tokens_per_second: float
@@ -97,11 +99,12 @@ class LoadMeter:
         """A request got its first token *seconds* after it came."""
         _count(self._slot().ttft, seconds)
 
-    def finished(self, num_generation_tokens: int, decode_seconds: float) -> None:
-        """A request ended *decode_seconds* after its first token."""
+    def finished(self, num_generation_tokens: int, decode_seconds: float, e2e_seconds: float) -> None:
+        """A request ended *decode_seconds* after its first token, and *e2e_seconds* after it came."""
         slot = self._slot()
         slot.finished += 1
         slot.finished_tokens += num_generation_tokens
+        _count(slot.e2e, e2e_seconds)
         if num_generation_tokens > 1:
             _count(slot.tpot, decode_seconds / (num_generation_tokens - 1))
 
@@ -150,6 +153,7 @@ class LoadMeter:
             ),
             ttft=Histogram(tuple(total.ttft)),
             tpot=Histogram(tuple(total.tpot)),
+            e2e=Histogram(tuple(total.e2e)),
             queue_time=Histogram(tuple(total.queue_time)),
             speculation=SpeculationReport(
                 mean_k=_ratio(total.drafted, total.decodes),

@@ -47,7 +47,8 @@ class LoadReport(Struct, frozen=True):
     """One replica, now (`num_*`, `*_usage`) and over the last `window_seconds` (rates, histograms, speculation).
 
     `generation` echoes the policy in force. Totals count since start. `arrivals` includes rejected requests.
-    `tpot` is observed once per finished request (mean time per output token after the first), `ttft` once per request.
+    `tpot` is observed once per finished request (mean time per output token after the first), `ttft` once per request,
+    `e2e` (from arrival to the last token) once per finished request.
     """
 
     model: str
@@ -71,6 +72,7 @@ class LoadReport(Struct, frozen=True):
     shape: RequestShape = RequestShape()
     ttft: Histogram = EMPTY
     tpot: Histogram = EMPTY
+    e2e: Histogram = EMPTY
     queue_time: Histogram = EMPTY
     speculation: SpeculationReport = SpeculationReport()
     priors: Priors | None = None

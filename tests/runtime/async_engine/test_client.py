@@ -332,7 +332,8 @@ async def test_load_tells_of_requests_latencies_and_speculation() -> None:
         assert explained["totals"]["tokens_kept"] == sum(stats.tokens_kept for stats in seen)
         assert explained["recent"]["mean_k"] == r.engine.load().speculation.mean_k
         report = r.engine.load()
-        assert report.requests_total == report.ttft.total == report.tpot.total == report.queue_time.total == 6
+        assert report.requests_total == report.ttft.total == report.tpot.total == report.e2e.total == 6
+        assert report.queue_time.total == 6
         assert (report.num_requests_running, report.num_requests_waiting, report.kv_cache_usage) == (0, 0, 0.0)
         assert (report.shape.mean_prompt_tokens, report.shape.mean_generation_tokens) == (3.0, 20.0)
         assert sum(stats.tokens_kept for stats in seen) == 120

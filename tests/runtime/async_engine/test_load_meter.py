@@ -62,13 +62,14 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
 def test_latencies_fall_into_the_shared_buckets() -> None:
     """TPOT is the mean time per token after the first, once per request; one token alone has none."""
     meter = LoadMeter(Clock())
-    meter.finished(num_generation_tokens=11, decode_seconds=0.5)
-    meter.finished(num_generation_tokens=1, decode_seconds=0.0)
+    meter.finished(num_generation_tokens=11, decode_seconds=0.5, e2e_seconds=0.75)
+    meter.finished(num_generation_tokens=1, decode_seconds=0.0, e2e_seconds=0.2)
     meter.stepped(step(queue_seconds=(0.2, 300.0)))
     recent = meter.recent()
     assert recent.tpot.total == 1
     assert recent.tpot.share_within(0.05) == 1.0
     assert recent.tpot.share_within(0.04) == 0.0
+    assert (recent.e2e.total, recent.e2e.share_within(0.75), recent.e2e.share_within(0.5)) == (2, 1.0, 0.5)
     assert recent.queue_time.total == 2
     assert recent.shape.mean_generation_tokens == 6.0
 

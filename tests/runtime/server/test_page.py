@@ -188,7 +188,8 @@ def test_a_row_sums_up_its_steps() -> None:
     now = 102.0
     counts = [0] * (len(LATENCY_BUCKETS_SECONDS) + 1)
     counts[5] = 10
-    load = LoadReport("m", "0", "ready", num_requests_running=3, requests_total=4, ttft=Histogram(tuple(counts)))
+    seen = Histogram(tuple(counts))
+    load = LoadReport("m", "0", "ready", num_requests_running=3, requests_total=4, ttft=seen, e2e=seen)
     kept.close_row(load)
     [row] = kept.rows()
     assert (row.tokens_per_second, row.requests_per_second, row.running) == (4.0, 2.0, 3)
@@ -199,7 +200,7 @@ def test_a_row_sums_up_its_steps() -> None:
     assert (row.drafted_by_position, row.accepted_by_position) == ([3, 2, 1, 1], [3, 1])
     assert row.ttft is not None
     assert LATENCY_BUCKETS_SECONDS[4] <= row.ttft.p50 <= row.ttft.p95 <= LATENCY_BUCKETS_SECONDS[5]
-    assert row.tpot is None
+    assert (row.e2e, row.tpot) == (row.ttft, None)
     assert row.decision is not None
     assert (row.decision.reason, row.decision.requests, row.decision.mean_k) == ("because", 1, 1.0)
 

@@ -61,6 +61,7 @@ class Row(Struct, frozen=True):
     accepted_by_position: list[int]
     ttft: Percentiles | None
     tpot: Percentiles | None
+    e2e: Percentiles | None
     queue_time: Percentiles | None
     decision: LastDecision | None
 
@@ -152,6 +153,7 @@ class History:
             accepted_by_position=sums.accepted,
             ttft=_percentiles(load.ttft),
             tpot=_percentiles(load.tpot),
+            e2e=_percentiles(load.e2e),
             queue_time=_percentiles(load.queue_time),
             decision=None if sums.last is None else _decision(sums.last),
         )

@@ -50,6 +50,14 @@ const CHARTS = [
     ],
   },
   {
+    title: "Time to the end of an answer",
+    format: words.seconds,
+    series: [
+      { label: "median", colour: "blue", value: (row) => row.e2e?.p50 ?? null },
+      { label: "95th percentile", colour: "orange", dashed: true, value: (row) => row.e2e?.p95 ?? null },
+    ],
+  },
+  {
     title: "Cache in use",
     format: words.percent,
     most: 1,

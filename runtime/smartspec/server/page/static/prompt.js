@@ -35,6 +35,7 @@ function request() {
   const [mode, tokens] = find("mode").value.split(":");
   const isChat = find("kind").value === "chat";
   const prompt = find("prompt").value;
+  const schema = find("schema").value.trim();
   return {
     path: isChat ? "v1/chat/completions" : "v1/completions",
     body: {
@@ -42,6 +43,7 @@ function request() {
       max_tokens: find("max-tokens").valueAsNumber,
       temperature: find("temperature").valueAsNumber,
       stream: true,
+      ...(schema ? { structured_outputs: { json: schema } } : {}),
       speculation: { mode, ...(tokens ? { max_tokens: Number(tokens) } : {}), explain: true },
     },
   };
@@ -107,7 +109,7 @@ class Answer {
     this.began = performance.now();
     this.first = this.last = null;
     this.tokens = this.steps = 0;
-    this.by = { draft: 0, lookup: 0, target: 0 };
+    this.by = { draft: 0, lookup: 0, grammar: 0, target: 0 };
     this.region = find("answer");
     this.bars = find("steps");
     this.region.replaceChildren();
@@ -126,8 +128,8 @@ class Answer {
     const bar = element("span");
     const isNearEnd = this.region.scrollHeight - this.region.scrollTop - this.region.clientHeight < 40;
     tokens.forEach((text, index) => {
-      // What is copied, from wherever, looks alike: from the prompt, a client's prediction, or what a grammar forces.
-      const name = index >= accepted ? "target" : proposer === "draft" ? "draft" : "lookup";
+      // What is copied looks alike, from the prompt or from a client's prediction; what a grammar forces is no copy.
+      const name = index >= accepted ? "target" : proposer === "prediction" ? "lookup" : proposer;
       this.by[name] += 1;
       this.tokens += 1;
       bar.append(element("i", `by-${name}`));
