@@ -26,7 +26,8 @@ FROM build AS requirements
 COPY pyproject.toml /
 RUN python3 -c 'import pathlib, tomllib; \
 p = tomllib.loads(pathlib.Path("/pyproject.toml").read_text())["project"]; \
-[pathlib.Path(f"/{n}.txt").write_text("\n".join(p["dependencies"] + p["optional-dependencies"][n])) for n in ("operator", "runtime")]'
+[pathlib.Path(f"/{names[0]}.txt").write_text("\n".join(sum((p["optional-dependencies"][n] for n in names), p["dependencies"]))) \
+ for names in (["operator"], ["runtime", "tracing"])]'
 
 FROM build AS package
 WORKDIR /source
