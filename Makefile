@@ -3,7 +3,8 @@
 #   make demo     an adaptive server under a changing load on this machine: table, picture, summary (some 5 minutes)
 #   make test     lint, types, contracts and all tests, with the time of each stage
 #   make check    lint, types and import contracts alone
-#   make bench    the measurements behind the README's figures; bench-peers, bench-engine, bench-regret for the others
+#   make bench    the measurements behind the README's figures; bench-peers, bench-engine, bench-regret for the others;
+#                   bench-clients runs vllm bench serve and guidellm against the server
 #   make soak     long randomised runs
 
 PYTHON ?= python3
@@ -18,10 +19,10 @@ READY  := $(VENV)/.ready
 TARGET := .cache/models/stdlib-target-190m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-paper bench-peers bench-engine bench-regret page-picture soak clean
+.PHONY: help setup demo test check bench bench-paper bench-peers bench-clients bench-engine bench-regret page-picture soak clean
 
 help: ## list the targets
-	@sed -n '3,7s/^#  //p' $(MAKEFILE_LIST)
+	@sed -n '3,8s/^#  //p' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the virtual environment
 
@@ -48,6 +49,9 @@ bench-paper: $(READY) $(TARGET)/model.safetensors ## adaptive against fixed spec
 
 bench-peers: $(READY) $(TARGET)/model.safetensors ## against vLLM and transformers (installs vLLM, some 2 GB)
 	@$(BIN)/python benchmarks/peers.py $(BENCH)
+
+bench-clients: $(READY) ## vllm bench serve and guidellm against the server (installs both, some 3 GB); BENCH='--clients guidellm'
+	@$(BIN)/python benchmarks/clients.py $(BENCH)
 
 bench-engine: $(READY) $(TARGET)/model.safetensors ## the engine's step, part by part; BENCH='--sections forward k0'
 	@$(BIN)/python benchmarks/engine.py $(BENCH)
