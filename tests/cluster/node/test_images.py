@@ -145,6 +145,12 @@ def test_a_replica_compiles_its_forward(here: Kubectl, replica: str) -> None:
     assert "compiled=True" in here("logs", replica), here("logs", replica)
 
 
+def test_a_replica_can_send_traces(here: Kubectl, replica: str) -> None:
+    """What `--otlp-endpoint` needs is in the image, though the package itself does without."""
+    exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    here("exec", replica, "--", "python", "-c", f"import opentelemetry.sdk.trace, {exporter}")
+
+
 def test_a_replica_ends_in_order_when_told_to(here: Kubectl, replica: str) -> None:
     """SIGTERM reaches the server behind the image's entry point, and it exits with 0. The last test of this replica."""
     assert exit_code(here, replica) == 0
