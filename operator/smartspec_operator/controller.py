@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -14,6 +14,7 @@ from aiohttp import ClientSession
 
 from smartspec_operator import backoff, status
 from smartspec_operator.cluster import NotOursError, controller_of
+from smartspec_operator.foreign import shown
 from smartspec_operator.kube import Api, ApiError, merge_patch
 from smartspec_operator.metrics import Metrics
 from smartspec_operator.reconcile import reconcile
@@ -22,7 +23,7 @@ from smartspec_operator.replicas import AT_ONCE, HttpReplicas
 from smartspec_operator.reported import Status, as_manifest
 from smartspec_operator.resource import FIELD_MANAGER, GROUP, KIND, VERSION, InvalidSpecError, Manifest, parse
 from smartspec_operator.resource import previous_status as status_of
-from smartspec_operator.snapshot import KubernetesCluster, Snapshot
+from smartspec_operator.snapshot import KubernetesCluster, Repair, Snapshot
 from smartspec_operator.world import Due, Timing, timestamp
 
 log = logging.getLogger(__name__)
@@ -204,6 +205,7 @@ class Controller:
             refused = ("Conflict", str(error))
         except ApiError as error:
             if (reason := refusal_reason(error.status, str(error))) is None:
+                await self._tell(body, repairs(body, snapshot), now)  # what was repaired before it, nobody tells later
                 raise
             refused = (reason, spec_field(str(error)))
         if refused is not None:
@@ -218,7 +220,11 @@ class Controller:
             patch = {"status": patch}
             await self._cluster.api.patch(KIND, metadata["namespace"], metadata["name"], patch, "status")
         self._metrics.decided(old, new)
-        for news in (*status.news(old, new), *repairs(body, snapshot)):
+        await self._tell(body, [*status.news(old, new), *repairs(body, snapshot)], now)
+
+    async def _tell(self, body: Manifest, found: Sequence[status.News], now: datetime) -> None:
+        metadata = body["metadata"]
+        for news in found:
             log.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], news.reason, news.message)
             await post(self._cluster.api, body, news, now)
 
@@ -244,11 +250,22 @@ async def _remember(result: str, body: Manifest, pace: Pace, snapshot: Snapshot)
 
 def repairs(body: Manifest, snapshot: Snapshot) -> list[status.News]:
     """What others had done to the children of *body*, and was undone."""
-    return [
-        status.News("Normal", "Repaired", f"{child['kind']} {child['metadata']['name']} was changed, and is as it was")
-        for child in snapshot.repaired
-        if controller_of(child) == body["metadata"]["uid"]
-    ]
+    return [told(repair) for repair in snapshot.repaired if controller_of(repair.child) == body["metadata"]["uid"]]
+
+
+def told(repair: Repair) -> status.News:
+    """A repair for people: what was changed, and, where that happens again and again, by whom it may be."""
+    contest, name = repair.contest, f"{repair.child['kind']} {repair.child['metadata']['name']}"
+    if contest is None:
+        return status.News("Normal", "Repaired", f"{name} was deleted, and is there again")
+    message = f"{name} was changed at {shown(contest.paths)}, and is as it was"
+    if contest.times < backoff.CONTESTED_TIMES:
+        return status.News("Normal", "Repaired", message)
+    writers = ", ".join(repair.managers) or "unknown"
+    message += (
+        f": {contest.times} times by now, others who write to it: {writers}; let be for {contest.wait_seconds:g} s"
+    )
+    return status.News("Warning", "Contested", message)
 
 
 async def post(api: Api, body: Manifest, news: status.News, now: datetime) -> None:

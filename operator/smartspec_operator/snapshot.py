@@ -5,11 +5,11 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from smartspec_operator import backoff, foreign
 from smartspec_operator.cluster import NotOursError, controller_of
 from smartspec_operator.kube import Api, ApiError
 from smartspec_operator.resource import FIELD_MANAGER, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
@@ -36,20 +36,38 @@ class Agreement:
 
     def holds(self, wish: bytes, live: Manifest) -> bool:
         """Whether *live* is still what came of applying the same."""
-        return self.wish == wish and (self.version == _version(live) or self.substance == _substance(live))
+        return self.wish == wish and self.is_intact(live)
+
+    def is_intact(self, live: Manifest | None) -> bool:
+        """Whether *live* is still what came of applying."""
+        return live is not None and (self.version == _version(live) or self.substance == _substance(live))
 
 
 @dataclass(frozen=True)
 class Checked:
     """A wish that was tried out: the live object then, and what the server would make of it.
 
-    `replaces` says that others put something into lists of ours, where an apply alone would leave it.
+    `patch` is what takes out what others put into that which is ours as a whole, where an apply alone would leave it.
     """
 
     wish: bytes
     live: Manifest | None
     tried: Manifest
-    replaces: bool = False
+    patch: Manifest | None = None
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """What it changes of an object that is there."""
+        return frozenset() if self.live is None else foreign.changes(self.live, self.tried)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A child that others had edited or deleted, and that was written again; `contest` where it was edited."""
+
+    child: Manifest
+    contest: backoff.Contest | None
+    managers: tuple[str, ...] = ()
 
 
 class KubernetesCluster:
@@ -62,6 +80,7 @@ class KubernetesCluster:
         self.api = api
         self.namespace = namespace
         self._agreed: dict[Key, Agreement] = {}
+        self._contests: dict[Key, backoff.Contest] = {}
         self._secrets: dict[tuple[str, str], tuple[float, Manifest | None]] = {}
         self._kinds: dict[str, tuple[float, bool]] = {}
 
@@ -73,6 +92,7 @@ class KubernetesCluster:
         """Drop what is kept for SmartSpecs that are gone (by their uids), and Secrets that are trusted no more."""
         if owners:
             self._agreed = {key: found for key, found in self._agreed.items() if found.owner not in owners}
+            self._contests = {key: found for key, found in self._contests.items() if key in self._agreed}
         oldest = time.monotonic() - SECRET_SECONDS
         self._secrets = {key: held for key, held in self._secrets.items() if held[0] >= oldest}
 
@@ -107,7 +127,17 @@ class KubernetesCluster:
         found = await self.api.get(*key)
         if found is not None and controller_of(found) != controller_of(manifest):
             raise NotOursError(f"{key[0]} {key[2]} exists and is not controlled by this SmartSpec")
+        if self._is_left(key, wish, found):
+            return None
+        checked = await self._try(manifest, wish, found)
+        if self._is_left(key, wish, found, checked.paths):
+            self._contests[key] = replace(self._contests[key], left=b"" if found is None else _substance(found))
+            return None
+        return checked
+
+    async def _try(self, manifest: Manifest, wish: bytes, found: Manifest | None) -> Checked:
         # An apply that changes nothing may still be a write (of who manages which field): ask before it.
+        strays: list[foreign.Path] = []
         try:
             tried = await self.api.apply(manifest, dry_run=True)
         except ApiError as error:
@@ -115,23 +145,56 @@ class KubernetesCluster:
             if found is None or error.status != 422:
                 raise
         else:
-            if found is None or not has_more(tried, manifest):
+            strays = foreign.strays(tried, manifest)
+            if found is None or not (strays or foreign.has_more(tried, manifest)):
                 return Checked(wish, found, tried)
-        return Checked(wish, found, await self.api.merge(manifest, dry_run=True), replaces=True)
+        patch = foreign.without(manifest, strays)
+        # Only what was looked at: if somebody was quicker, the next tick looks again.
+        patch["metadata"] = {**patch["metadata"], "resourceVersion": _version(found)}
+        return Checked(wish, found, await self.api.merge(patch, dry_run=True), patch)
 
-    async def apply(self, manifest: Manifest, checked: Checked) -> bool:
-        """Write what was tried out, where it changes something; whether others had undone what was agreed before."""
-        key, applied = _key(manifest), checked.tried
-        before, undone = self._agreed.get(key), False
+    def _is_left(self, key: Key, wish: bytes, live: Manifest | None, paths: frozenset[str] | None = None) -> bool:
+        """Whether the object is another's for now: he writes to the same *paths* again and again.
+
+        Without *paths*, whether it is as it was when that was found. What we wish anew is written all the same, except
+        into the policy's ConfigMap: its contents stand in the status, too.
+        """
+        contest, agreement = self._contests.get(key), self._agreed.get(key)
+        if contest is None or live is None or time.monotonic() >= contest.until:
+            return False
+        if key[0] != "ConfigMap" and (agreement is None or agreement.wish != wish):
+            return False
+        return contest.left == _substance(live) if paths is None else contest.covers(paths)
+
+    async def apply(self, manifest: Manifest, checked: Checked) -> Repair | None:
+        """Write what was tried out, where it changes something; what that repaired, where others had undone it."""
+        key, applied, repair = _key(manifest), checked.tried, None
         if checked.live is None or _substance(applied) != _substance(checked.live):
-            undone = before is not None and before.wish == checked.wish
-            if checked.replaces:
-                await self.api.merge(manifest)
+            if self._is_undone(key, checked):
+                repair = self._repair(manifest, checked)
+            if checked.patch is not None:
+                await self.api.merge(checked.patch)
             applied = await self.api.apply(manifest)
+        if repair is not None and repair.contest is not None:
+            self._contests[key] = repair.contest
         self._agreed[key] = Agreement(controller_of(manifest), checked.wish, _version(applied), _substance(applied))
         if key[0] == "Secret":
             self._secrets[key[1], key[2]] = (time.monotonic(), applied)
-        return undone
+        return repair
+
+    def _is_undone(self, key: Key, checked: Checked) -> bool:
+        """Whether writing this takes back what others did, rather than saying something new."""
+        before = self._agreed.get(key)
+        if before is None:
+            return checked.patch is not None
+        # The policy comes back with what was learned since; and nobody else has any business with it.
+        return before.wish == checked.wish or (key[0] == "ConfigMap" and not before.is_intact(checked.live))
+
+    def _repair(self, manifest: Manifest, checked: Checked) -> Repair:
+        if checked.live is None:
+            return Repair(manifest, None)
+        contest = backoff.contested(checked.paths, self._contests.get(_key(manifest)), time.monotonic())
+        return Repair(manifest, contest, foreign.managers(checked.live))
 
     async def mark(self, manifest: Manifest, live: Manifest | None) -> None:
         """Annotate an object that is not ours to apply; nothing when it says so already, or is gone."""
@@ -159,7 +222,7 @@ class Snapshot:
 
     def __init__(self, cluster: KubernetesCluster) -> None:
         self.started = time.monotonic()
-        self.repaired: list[Manifest] = []
+        self.repaired: list[Repair] = []
         self._cluster = cluster
         self._lists: dict[str, asyncio.Task[_Listed]] = {}
         self._checked: dict[Key, tuple[Manifest, Checked | None]] = {}
@@ -198,8 +261,8 @@ class Snapshot:
         wish, checked = self._checked.pop(_key(manifest), (None, None))
         if wish is not manifest:
             checked = await self._cluster.check(manifest, await self._listed(manifest))
-        if checked is not None and await self._cluster.apply(manifest, checked):
-            self.repaired.append(manifest)
+        if checked is not None and (repair := await self._cluster.apply(manifest, checked)) is not None:
+            self.repaired.append(repair)
 
     async def delete(self, manifest: Manifest) -> None:
         """Remove this very object."""
@@ -226,32 +289,18 @@ class Snapshot:
         return found
 
 
-def has_more(live: Any, wish: Any) -> bool:
-    """Whether a list of *live* is longer than that of *wish*: others' ports, variables or containers beside ours."""
-    if isinstance(live, Mapping) and isinstance(wish, Mapping):
-        return any(has_more(live[key], value) for key, value in wish.items() if key in live)
-    if not isinstance(live, list) or not isinstance(wish, list):
-        return False
-    if len(live) > len(wish):
-        return True
-    named = {item["name"]: item for item in live if isinstance(item, Mapping) and "name" in item}
-    return any(has_more(named.get(item.get("name")), item) for item in wish if isinstance(item, Mapping))
-
-
 def _key(manifest: Manifest) -> Key:
     metadata = manifest["metadata"]
     return (manifest["kind"], metadata["namespace"], metadata["name"])
 
 
-def _version(live: Manifest) -> str:
-    return str(live["metadata"].get("resourceVersion", ""))
+def _version(live: Manifest | None) -> str:
+    return "" if live is None else str(live["metadata"].get("resourceVersion", ""))
 
 
 def _substance(live: Manifest) -> bytes:
-    """What tells whether someone changed the object: all but its status and what the server counts."""
-    counted = ("resourceVersion", "managedFields", "generation")
-    metadata = {key: value for key, value in live["metadata"].items() if key not in counted}
-    return _digest({**{key: value for key, value in live.items() if key != "status"}, "metadata": metadata})
+    """What tells whether someone changed the object."""
+    return _digest(foreign.substance(live))
 
 
 def _digest(value: Manifest) -> bytes:

@@ -1,5 +1,6 @@
 """Children that others edit or delete: every one comes back, no replica is lost by it, and an Event says so."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -107,6 +108,73 @@ async def test_every_deleted_child_comes_back(user: User, kubelet: Kubelet) -> N
         return await repaired(user, before, kinds)
 
     await eventually(new, seconds=40)
+
+
+async def events(user: User, reason: str) -> str:
+    """The messages of Events with *reason*."""
+    fields = "jsonpath={range .items[*]}{.message}{'\\n'}{end}"
+    return await user.kubectl("get", "events", "--field-selector", f"reason={reason}", "-o", fields)
+
+
+async def test_what_others_add_to_maps_of_ours_is_taken_out(user: User, kubelet: Kubelet) -> None:
+    """A selector that finds nothing, a template that rolls the pods: an apply alone would leave them. Told by path.
+
+    What `kubectl rollout restart` and others annotate stays.
+    """
+    await user.apply(replicas=1)
+    before = {kind: await eventually(lambda kind=kind: user.get(kind)) for kind in ("Service", "Deployment")}
+    await user.kubectl("patch", "service", "demo", "--type=merge", "-p", '{"spec":{"selector":{"app":"evil"}}}')
+    await user.kubectl("rollout", "restart", "deployment", "demo")
+    pod = {"nodeSelector": {"disk": "no"}, "hostNetwork": True, "containers": [{"name": "smartspec", "tty": True}]}
+    edit = {"spec": {"template": {"metadata": {"labels": {"zz": "1"}}, "spec": pod}}}
+    await user.kubectl("patch", "deployment", "demo", "--type=strategic", "-p", json.dumps(edit))
+
+    async def undone() -> bool:
+        service, deployment = await user.get("Service"), await user.get("Deployment")
+        assert service["spec"]["selector"] == before["Service"]["spec"]["selector"]
+        template, wanted = deployment["spec"]["template"], before["Deployment"]["spec"]["template"]
+        assert template["metadata"]["labels"] == wanted["metadata"]["labels"]
+        assert template["spec"] == wanted["spec"]
+        assert "kubectl.kubernetes.io/restartedAt" in template["metadata"]["annotations"]
+        told = await events(user, "Repaired")
+        assert "Service demo was changed at spec.selector.app," in told, told
+        assert "spec.template.metadata.labels.zz" in told, told
+        return True
+
+    await eventually(undone)
+    generation = (await user.get("Deployment"))["metadata"]["generation"]
+    await asyncio.sleep(1)  # three ticks
+    assert (await user.get("Deployment"))["metadata"]["generation"] == generation
+
+
+async def test_who_changes_it_back_again_and_again_is_let_be_for_longer(user: User, kubelet: Kubelet) -> None:
+    """And named in a Warning: nobody wins by rolling the pods every second. What else is edited is repaired at once."""
+    await user.apply(replicas=1)
+    await eventually(lambda: user.get("Deployment"))
+    label = '{"spec":{"template":{"metadata":{"labels":{"zz":"1"}}}}}'
+
+    async def labels() -> Any:
+        return (await user.get("Deployment"))["spec"]["template"]["metadata"]["labels"]
+
+    async def taken_out() -> bool:
+        return "zz" not in await labels()
+
+    for _ in range(3):
+        await user.kubectl("patch", "deployment", "demo", "--type=merge", "-p", label)
+        await eventually(taken_out)
+    told = await eventually(lambda: events(user, "Contested"))
+    assert "labels.zz" in told, told
+    assert "3 times" in told, told
+    assert "kubectl" in told, told
+    await user.kubectl("patch", "deployment", "demo", "--type=merge", "-p", label)
+    await asyncio.sleep(2)
+    assert not await taken_out()
+    await user.kubectl("patch", "service", "demo", "--type=merge", "-p", '{"spec":{"selector":{"app":"evil"}}}')
+
+    async def selects() -> bool:
+        return "app" not in (await user.get("Service"))["spec"]["selector"]
+
+    await eventually(selects, seconds=3)
 
 
 async def test_a_child_of_somebody_else_stops_all_others(user: User, kubelet: Kubelet) -> None:
