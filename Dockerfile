@@ -66,8 +66,9 @@ COPY --from=requirements /runtime.txt /
 RUN /build/bin/pip --python /venv/bin/python install --prefix /packages -r /runtime.txt
 
 FROM base AS runtime
-# For the compiled forward on CPUs. Where CPUs are not served on, --build-arg COMPILER= leaves it out.
-ARG COMPILER="g++ libpython3-dev"
+# For the compiled forward on CPUs, and an OpenMP library to choose by SMARTSPEC_OPENMP=libomp.so.5 (1 MB). Where CPUs are
+# not served on, --build-arg COMPILER= leaves it out.
+ARG COMPILER="g++ libpython3-dev libomp5"
 RUN if [ -n "$COMPILER" ]; then \
         apt-get update && apt-get install -y --no-install-recommends $COMPILER \
         && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log; \

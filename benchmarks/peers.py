@@ -11,6 +11,7 @@ measured; later ones leave out who took twice as long as the fastest of its make
 
 import argparse
 import asyncio
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -90,7 +91,9 @@ async def _start(servers: Fleet, modes: Sequence[str], options: argparse.Namespa
     if TRANSFORMERS in modes:
         launches.insert(0, [assisted(options.target, options.draft)])
     if OURS.keys() & set(modes):
-        launches.insert(0, [smartspec("smartspec", options.target, "--draft", str(options.draft))])
+        ours = smartspec("smartspec", options.target, "--draft", str(options.draft))
+        environment = {**ours.environment, **_libraries(options.vllm_venv)}
+        launches.insert(0, [dataclasses.replace(ours, environment=environment)])
     for together in launches:
         if together:
             session.say(f"starting {', '.join(launch.name for launch in together)}")
@@ -109,6 +112,12 @@ async def _wake(servers: Fleet, mode: str) -> Server:
     if mode in OURS:
         await server.set_policy(*OURS[mode])
     return server
+
+
+def _libraries(venv: Path) -> dict[str, str]:
+    """The environment that gives our server what vLLM's gets: the same allocator and OpenMP."""
+    named = {"LD_PRELOAD": vllm_peer.tcmalloc(), "SMARTSPEC_OPENMP": vllm_peer.openmp(venv)}
+    return {name: str(path) for name, path in named.items() if path is not None}
 
 
 async def _take(session: Session, servers: Fleet, mode: str, load: Load, turn: int) -> None:
@@ -174,7 +183,7 @@ def main() -> None:
         "draft": options.draft.name,
         "tokens_per_request": TOKENS,
         "threads": len(cores()),
-        "vllm_preloads": [path.name for path in vllm_peer.preloads(options.vllm_venv)],
+        "libraries": [path.name for path in vllm_peer.preloads(options.vllm_venv)],
         "quick": options.quick,
     }
     try:

@@ -108,6 +108,7 @@ def markdown(record: Record) -> str:
     introduction = [
         f"{options['target']} with {options['draft']}, bf16, greedy, prompts of 200 characters,",
         f"{options['tokens_per_request']} new tokens, {options['threads']} threads on the same cores.",
+        f"vLLM and SmartSpec run on the same libraries: {', '.join(options['libraries']) or 'none beside their own'}.",
         "At a rate: mean end-to-end seconds of Poisson arrivals. At once: mean seconds, tokens per second.",
         "In brackets: rounds.",
     ]

@@ -50,12 +50,20 @@ def launch(name: str, venv: Path, target: Path, draft: Path, cache: Path, kv_cac
 
 
 def preloads(venv: Path) -> list[Path]:
-    """Intel's OpenMP from *venv*, and tcmalloc where the system has it (Debian: libtcmalloc-minimal4): vLLM's manual
-    recommends both, and warns of a significant loss without the first."""
-    found = [next(iter(sorted(Path("/usr/lib").glob(pattern))), None) for pattern in
-             ("libtcmalloc_minimal.so.4", "*/libtcmalloc_minimal.so.4")]  # fmt: skip
-    openmp = venv / "lib/libiomp5.so"
-    return [*[path for path in found if path is not None][:1], *([openmp] if openmp.exists() else [])]
+    """What vLLM's manual recommends to preload: tcmalloc and OpenMP, of what there is."""
+    return [path for path in (tcmalloc(), openmp(venv)) if path is not None]
+
+
+def tcmalloc() -> Path | None:
+    """The system's tcmalloc (Debian: libtcmalloc-minimal4)."""
+    pattern = "libtcmalloc_minimal.so.4"
+    return next((path for where in ("", "*/") for path in sorted(Path("/usr/lib").glob(where + pattern))), None)
+
+
+def openmp(venv: Path) -> Path | None:
+    """Intel's OpenMP from *venv*; vLLM warns of a significant loss without it."""
+    path = venv / "lib/libiomp5.so"
+    return path if path.exists() else None
 
 
 def make_venv(venv: Path, say: Callable[[str], None], index: str | None = None) -> None:

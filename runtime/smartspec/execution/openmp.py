@@ -8,29 +8,19 @@ operation, and there is one attention call after every few of torch's. `GOMP_par
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
-import torch
+import torch  # noqa: F401 - brings the library, where none was loaded before it
 
 
 @cache
 def _entry() -> Callable[[int, int, int, int], None] | None:
     try:
-        loaded = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:  # not Linux
+        function = ctypes.CDLL(None).GOMP_parallel  # as torch itself finds it: by name, in the order of loading
+    except (OSError, AttributeError):
         return None
-    names = ("libgomp", "libiomp", "libomp")
-    paths = {line.split()[-1] for line in loaded.splitlines() if line.rpartition("/")[2].startswith(names)}
-    home = str(Path(torch.__file__).parent)  # its neighbours are torch's too: wheels differ in where they put it
-    for path in sorted(paths, key=lambda path: not path.startswith(home)):
-        try:
-            function = ctypes.CDLL(path).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        function.restype = None
-        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        return function
-    return None
+    function.restype = None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    return function
 
 
 @cache
