@@ -14,6 +14,7 @@ from aiohttp import ClientSession
 
 from smartspec_operator import backoff, status
 from smartspec_operator.cluster import NotOursError, controller_of
+from smartspec_operator.contest import CONTESTED_TIMES
 from smartspec_operator.foreign import shown
 from smartspec_operator.kube import Api, ApiError, merge_patch
 from smartspec_operator.metrics import Metrics
@@ -259,7 +260,7 @@ def told(repair: Repair) -> status.News:
     if contest is None:
         return status.News("Normal", "Repaired", f"{name} was deleted, and is there again")
     message = f"{name} was changed at {shown(contest.paths)}, and is as it was"
-    if contest.times < backoff.CONTESTED_TIMES:
+    if contest.times < CONTESTED_TIMES:
         return status.News("Normal", "Repaired", message)
     writers = ", ".join(repair.managers) or "unknown"
     message += (

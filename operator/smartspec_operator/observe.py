@@ -7,10 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
-
-from smartspec.policy.settings import PolicySettings, decode_settings
 from smartspec_operator.cluster import Cluster, controller_of
+from smartspec_operator.recollect import in_force
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.resource import (
     ADMIN_KEY_VARIABLE,
@@ -18,9 +16,7 @@ from smartspec_operator.resource import (
     ANNOTATION_ADMIN_KEY,
     ANNOTATION_MODEL,
     ANNOTATION_RECOMMENDATIONS,
-    ANNOTATION_TUNING,
     INTEGRATIONS,
-    POLICY_FILE,
     Manifest,
     SmartSpec,
 )
@@ -33,7 +29,6 @@ from smartspec_operator.world import (
     Problem,
     Recommendation,
     Replica,
-    TuningState,
     decode,
     moment,
 )
@@ -55,6 +50,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         cluster.list("Pod", owner.namespace, owner.labels),
     )
     trouble = deployment_problem(deployment)
+    settings, tuning = in_force(owner, config_map, now)
     live = [_told(owner, read_pod(manifest), now) for manifest in pods]
     seen = await asyncio.gather(*(_ask(owner, pod, replicas) for pod in live))
     return Observation(
@@ -70,8 +66,8 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         known_kinds=known,
         model_source=_annotation(deployment, ANNOTATION_MODEL),
         history=History(
-            settings=_settings(config_map),
-            tuning=decode(_annotation(config_map, ANNOTATION_TUNING), TuningState, TuningState()),
+            settings=settings,
+            tuning=tuning,
             recommendations=decode(_annotation(deployment, ANNOTATION_RECOMMENDATIONS), tuple[Recommendation, ...], ()),
             scaling=owner.status.scaling_history,
         ),
@@ -144,15 +140,6 @@ def _is_rolling(deployment: Manifest) -> bool:
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return True
     return bool(status.get("replicas", 0) > status.get("updatedReplicas", 0))
-
-
-def _settings(config_map: Manifest | None) -> PolicySettings | None:
-    text = None if config_map is None else config_map.get("data", {}).get(POLICY_FILE)
-    try:
-        found = None if text is None else decode_settings(text)
-    except msgspec.MsgspecError:
-        return None  # someone wrote nonsense into it: as good as absent, and repaired by this very reconcile
-    return None if found is None or found.generation == 0 else found  # none of ours is without a number
 
 
 def _version(secret: Manifest | None, key: str) -> str | None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from smartspec_operator import backoff, foreign
+from smartspec_operator import foreign
 from smartspec_operator.cluster import NotOursError, controller_of
+from smartspec_operator.contest import Contest, contested
 from smartspec_operator.kube import Api, ApiError
 from smartspec_operator.resource import FIELD_MANAGER, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
 
@@ -66,7 +67,7 @@ class Repair:
     """A child that others had edited or deleted, and that was written again; `contest` where it was edited."""
 
     child: Manifest
-    contest: backoff.Contest | None
+    contest: Contest | None
     managers: tuple[str, ...] = ()
 
 
@@ -80,7 +81,7 @@ class KubernetesCluster:
         self.api = api
         self.namespace = namespace
         self._agreed: dict[Key, Agreement] = {}
-        self._contests: dict[Key, backoff.Contest] = {}
+        self._contests: dict[Key, Contest] = {}
         self._secrets: dict[tuple[str, str], tuple[float, Manifest | None]] = {}
         self._kinds: dict[str, tuple[float, bool]] = {}
 
@@ -193,7 +194,7 @@ class KubernetesCluster:
     def _repair(self, manifest: Manifest, checked: Checked) -> Repair:
         if checked.live is None:
             return Repair(manifest, None)
-        contest = backoff.contested(checked.paths, self._contests.get(_key(manifest)), time.monotonic())
+        contest = contested(checked.paths, self._contests.get(_key(manifest)), time.monotonic())
         return Repair(manifest, contest, foreign.managers(checked.live))
 
     async def mark(self, manifest: Manifest, live: Manifest | None) -> None:

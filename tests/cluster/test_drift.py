@@ -76,6 +76,12 @@ async def repaired(user: User, before: dict[str, Any], kinds: list[str]) -> bool
     return True
 
 
+async def events(user: User, reason: str) -> str:
+    """The messages of Events with *reason*."""
+    fields = "jsonpath={range .items[*]}{.message}{'\\n'}{end}"
+    return await user.kubectl("get", "events", "--field-selector", f"reason={reason}", "-o", fields)
+
+
 async def test_edits_of_every_child_are_undone(user: User, kubelet: Kubelet) -> None:
     """Specs, data and the labels by which they are found; the number of replicas never falls meanwhile."""
     before = await made(user)
@@ -86,12 +92,11 @@ async def test_edits_of_every_child_are_undone(user: User, kubelet: Kubelet) -> 
     await eventually(lambda: repaired(user, before, list(EDITS)), seconds=30)
     assert (await user.get("Deployment"))["spec"]["replicas"] == 2
 
-    async def renumbered() -> bool:  # replicas would refuse an older number
-        return (await user.resource())["status"]["policy"]["generation"] == 2
-
-    await eventually(renumbered)
-    events = await user.kubectl("get", "events", "--field-selector", "reason=Repaired")
-    assert "Service demo was changed" in events
+    told = await events(user, "Repaired")
+    assert "Service demo was changed at spec.ports" in told
+    assert "ConfigMap demo-policy was changed at data[policy.json]" in told
+    assert (await user.resource())["status"]["policy"]["generation"] == 1  # nobody can have taken {} for a policy
+    assert not await events(user, "PolicyChanged")
 
 
 async def test_every_deleted_child_comes_back(user: User, kubelet: Kubelet) -> None:
@@ -108,12 +113,17 @@ async def test_every_deleted_child_comes_back(user: User, kubelet: Kubelet) -> N
         return await repaired(user, before, kinds)
 
     await eventually(new, seconds=40)
+    assert "ConfigMap demo-policy was deleted, and is there again" in await events(user, "Repaired")
+    assert (await user.resource())["status"]["policy"]["generation"] == 1
+    foreign = json.dumps({"data": {"policy.json": '{"generation": 5, "policy": "off"}'}})
+    await user.kubectl("patch", "configmap", "demo-policy", "--type=merge", "-p", foreign)
 
+    async def outnumbered() -> bool:  # who has read it takes only a later one
+        settings = decode_settings((await user.get("ConfigMap", "demo-policy"))["data"]["policy.json"])
+        assert (settings.generation, settings.policy) == (6, "request")
+        return bool((await user.resource())["status"]["policy"]["generation"] == 6)
 
-async def events(user: User, reason: str) -> str:
-    """The messages of Events with *reason*."""
-    fields = "jsonpath={range .items[*]}{.message}{'\\n'}{end}"
-    return await user.kubectl("get", "events", "--field-selector", f"reason={reason}", "-o", fields)
+    await eventually(outnumbered)
 
 
 async def test_what_others_add_to_maps_of_ours_is_taken_out(user: User, kubelet: Kubelet) -> None:

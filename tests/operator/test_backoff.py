@@ -5,13 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartspec_operator.backoff import (
-    CALM_SECONDS,
     ELSEWHERE_SECONDS,
     FIRST_SECONDS,
     LONGEST_SECONDS,
-    Contest,
     Refusal,
-    contested,
     refused,
 )
 
@@ -45,26 +42,3 @@ def test_what_changed_begins_anew(times: int, reason: str, where: tuple[str, ...
     """Another reason, or other circumstances: the first wait again."""
     before = Refusal("ApplyFailed", HERE, times, 5000.0)
     assert refused(reason, where, before, 100.0) == Refusal(reason, where, 1, 100.0 + FIRST_SECONDS)
-
-
-def test_who_changes_the_same_back_is_let_be_for_longer_each_time() -> None:
-    """Up to a bound; anew after a calm, and for another path."""
-    last: Contest | None = None
-    now, found = 1000.0, []
-    for _ in range(9):
-        last = contested(frozenset({"a"}), last, now)
-        found.append(last.wait_seconds)
-        now = last.until + 1
-    assert found == [2, 4, 8, 16, 32, 64, 128, LONGEST_SECONDS, LONGEST_SECONDS]
-    assert last is not None
-    assert contested(frozenset({"b"}), last, now).times == 1
-    assert contested(frozenset({"a"}), last, last.until + CALM_SECONDS).times == 1
-
-
-def test_only_more_of_the_same_is_let_be() -> None:
-    """Another path is repaired at once, and so is the number of replicas."""
-    contest = contested(frozenset({"a", "b", "spec.replicas"}), None, 0.0)
-    assert contest.covers(frozenset({"a"}))
-    assert not contest.covers(frozenset({"a", "c"}))
-    assert not contest.covers(frozenset({"a", "spec.replicas"}))
-    assert not contest.covers(frozenset())
