@@ -23,7 +23,11 @@ def measured(name: str) -> Iterator[dict[str, Any]]:
     """What a test puts into the dictionary is published as *name* when the test ends, also where it fails: a figure
     that is worse than promised is a figure."""
     # Both are those of the beginning: the tree may change while a long test runs what it has loaded.
-    taken = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit_name()}
+    taken = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit_name(),
+        "cores": sorted(os.sched_getaffinity(0)),
+    }
     figures: dict[str, Any] = {}
     passed = False
     try:
@@ -33,7 +37,7 @@ def measured(name: str) -> Iterator[dict[str, Any]]:
         _publish(name, {"passed": passed, **figures}, taken)
 
 
-def _publish(name: str, figures: dict[str, Any], taken: dict[str, str]) -> None:
+def _publish(name: str, figures: dict[str, Any], taken: dict[str, Any]) -> None:
     """Show *figures* in one line, and put them under *name* into the file of this machine if one is wanted, together
     with what they were *taken* from."""
     PUBLISHED.append(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
