@@ -24,6 +24,8 @@ async def bench(
 ) -> tuple[int, str, str]:
     """Exit status, stdout and stderr; it gets Ctrl-C as soon as *stop_when* holds."""
     url = server if isinstance(server, str) else f"http://127.0.0.1:{server.public_port}"
+    # A shell's background job is deaf to Ctrl-C, and so would be whatever it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "smartspec", "bench", url, *map(str, arguments),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | environment,
