@@ -76,7 +76,7 @@ async def test_the_page_of_a_working_server(server: ServeProcess) -> None:
             await sign_in(page)
             await holds(page, "document.querySelectorAll('#acceptance tr').length > 1")
             await holds(page, "document.querySelectorAll('#decisions li').length > 0")
-            await holds(page, "parseFloat(document.querySelector('#tiles dd').textContent) > 1")
+            await holds(page, "parseFloat(document.querySelector('#tiles dd').textContent.replaceAll(',', '')) > 1")
             assert await page.text_content("#state-text") == "ready"
             assert "stdlib-target" in await page.text_content("#model")
             assert re.match(r"Serving \d requests?, .* tokens a second\.", await page.text_content("#sentence"))
