@@ -109,15 +109,9 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     prediction = await encode_prediction(engine.tokenizer, body.prediction)
     grammar = await compiled(engine, tools.form if tools else form_of(body))
     logprobs = body.top_logprobs if body.logprobs else None
-    allowed, bad_words = await banned(info, engine.tokenizer, body)
+    bans = await banned(info, engine.tokenizer, body)
     sampling = sampling_params(
-        info,
-        body,
-        max_tokens=max_tokens,
-        allowed_token_ids=allowed,
-        bad_words=bad_words,
-        logprobs=logprobs,
-        prompt_logprobs=body.prompt_logprobs,
+        info, body, max_tokens=max_tokens, bans=bans, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
     )
     answer_id = new_id("chatcmpl")
     requests = [

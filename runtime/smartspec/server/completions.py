@@ -127,16 +127,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     num_scored = sum(map(len, prompts)) * (per_prompt if body.stream else 1)
     check_prompt_logprobs(body, num_scored, prompt_top, param="logprobs" if body.echo else "prompt_logprobs")
     max_tokens = max(1, body.max_tokens)
-    allowed, bad_words = await banned(info, engine.tokenizer, body)
-    first = sampling_params(
-        info,
-        body,
-        max_tokens=max_tokens,
-        allowed_token_ids=allowed,
-        bad_words=bad_words,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_top,
-    )
+    bans = await banned(info, engine.tokenizer, body)
+    first = sampling_params(info, body, max_tokens=max_tokens, bans=bans, logprobs=logprobs, prompt_logprobs=prompt_top)
     # Chunks are written as they come: in a stream none can wait for what another choice knows of the prompt.
     choices = [for_choice(first, i, scores_prompt=body.stream or not i) for i in range(per_prompt)]
     for token_ids in prompts:

@@ -38,12 +38,11 @@ def sampling_params(
     body: GenerationBody,
     *,
     max_tokens: int,
-    allowed_token_ids: tuple[int, ...] = (),
-    bad_words: tuple[tuple[int, ...], ...] = (),
+    bans: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] = ((), ()),
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """How to sample the first of the body's choices; `for_choice` has the others, `bans.banned` what is ruled out."""
+    """How to sample the first of the body's choices; `for_choice` has the others, `bans.banned` the *bans*."""
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if "" in stop:
         raise ApiError(400, "stop: a stop string must not be empty", param="stop")
@@ -67,8 +66,8 @@ def sampling_params(
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         logit_bias=_logit_bias(info, body.logit_bias),
-        allowed_token_ids=allowed_token_ids,
-        bad_words=bad_words,
+        allowed_token_ids=bans[0],
+        bad_words=bans[1],
     )
 
 
