@@ -12,6 +12,8 @@ from smartspec_operator.world import Observation, PolicyDecision, moment
 
 MEASURED_AFTER_SECONDS = 60.0
 """Before so long after a decision the windows still hold what was before it."""
+QUEUE_SECONDS = 1.0
+"""A queue that is served sooner was a look at the wrong moment."""
 
 
 def capacity_shown(fleet: Fleet) -> float:
@@ -20,8 +22,12 @@ def capacity_shown(fleet: Fleet) -> float:
 
 
 def is_saturated(fleet: Fleet) -> bool:
-    """Whether all are busy: more requests wait than those that came during a step and wait for the next one."""
-    return fleet.waiting > fleet.size
+    """Whether all are busy: more wait than came during a step, and for longer than until the next one.
+
+    Requests that come together to an idle replica are seen waiting once; what it makes tells how soon they are served.
+    """
+    tokens, each = QUEUE_SECONDS * fleet.size * capacity_shown(fleet), fleet.lengths.output_tokens
+    return fleet.waiting > max(fleet.size, tokens / each if each else 0.0)
 
 
 def completed(

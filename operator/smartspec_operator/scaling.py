@@ -140,7 +140,7 @@ def _answers_up(
             text = f"{demand:.0f} tokens/s are asked for and a replica makes {supply:.0f}"
             answers.append(Advice(current + ceil(required / supply), "Demand", text, demand, supply))
     if not seen.pending:
-        if fleet.waiting > max(fleet.running, fleet.size):
+        if is_saturated(fleet) and fleet.waiting > fleet.running:
             text = f"{fleet.waiting} requests wait and {fleet.running} run"
             answers.append(Advice(current + 1, "Queue", text, demand, supply))
         if policy.exhausted:
@@ -167,7 +167,6 @@ def _answer_down(
         (not seen.serving, "Starting", "no replica is ready yet"),
         (seen.rolling, "Rolling", "replicas are being replaced"),
         (bool(seen.pending), "Pending", f"{len(seen.pending)} replicas are starting"),
-        # A request that came during a step waits for the next one: a look at the wrong moment is no queue yet.
         (is_saturated(fleet), "Queue", f"{fleet.waiting} requests wait"),
         (met is not None and met < slo.percentile / 100, "Objectives", "objectives are missed"),
         (policy.state.ceiling is not None, "SpeculationCut", "speculation is cut for lack of memory"),

@@ -78,6 +78,14 @@ def test_a_queue_longer_than_what_runs_asks_for_one_more() -> None:
     assert (decision.desired, decision.reason) == (2, "Queue")
 
 
+def test_a_queue_that_is_gone_in_a_moment_asks_for_nothing() -> None:
+    """Two requests that came together to an idle replica wait for its next step, not for another replica."""
+    together = fleet(1, 250.0, requests_per_second=2.5, num_requests_running=0, num_requests_waiting=2)
+    assert decide(together, long_at(1)).desired == 1
+    queue = fleet(1, 250.0, requests_per_second=2.5, num_requests_running=0, num_requests_waiting=9)
+    assert decide(queue, long_at(1)).desired == 2
+
+
 def test_missed_objectives_add_only_when_the_policy_has_nothing_left() -> None:
     """Stage one goes first: a missed objective alone adds nobody."""
     world = fleet(1, 300.0, tpot=load().tpot)
