@@ -1,6 +1,7 @@
 """An honest little engine for tests of the server alone: it queues, steps, aborts, drains and fails as the real one."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -195,7 +196,8 @@ class FakeEngine:
         sequence.deltas.put_nowait(
             GenerationDelta(
                 text=text, token_ids=tuple(map(ord, text)), num_prompt_tokens=len(request.prompt_token_ids),
-                num_generation_tokens=sequence.num_sent, logprobs=_scored(map(ord, text), sampling.logprobs),
+                num_generation_tokens=sequence.num_sent, time=time.monotonic(),
+                logprobs=_scored(map(ord, text), sampling.logprobs),
                 prompt_logprobs=_scored(request.prompt_token_ids[1:], sampling.prompt_logprobs) if first else (),
                 finish_reason=("stop" if sequence.text == self._answer else "length") if done else None,
                 stop_reason=self._stop_reason if done and sequence.text == self._answer else None,
@@ -233,7 +235,7 @@ class FakeEngine:
         for sequence in self.running:
             num_prompt_tokens = len(sequence.request.prompt_token_ids)
             sequence.deltas.put_nowait(
-                GenerationDelta("", (), num_prompt_tokens, sequence.num_sent, finish_reason="abort")
+                GenerationDelta("", (), num_prompt_tokens, sequence.num_sent, time.monotonic(), finish_reason="abort")
             )
         self.running.clear()
         self._rest_if_idle()

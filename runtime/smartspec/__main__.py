@@ -165,9 +165,10 @@ async def _running_engine(
         # Imported here, in the engine's thread: torch takes seconds, and the ports are open meanwhile.
         from smartspec.composition import build_engine
 
-        return build_engine(config, settings, clock=time.perf_counter, recorder=recorder)
+        return build_engine(config, settings, clock=time.monotonic, recorder=recorder)
 
-    engine = AsyncEngine(build, config, settings, clock=time.perf_counter)
+    # The server's clock: times of requests and of deltas cross the seam.
+    engine = AsyncEngine(build, config, settings, clock=time.monotonic)
     await engine.start()
     reading = None if recorder is None else asyncio.create_task(_record_loads(engine, recorder))
     try:

@@ -50,7 +50,7 @@ class LiveRequests:
         self._meter.arrived(num_prompt_tokens, max_tokens)
         if not self._has_room(tenant, num_prompt_tokens, settings):
             raise self._refusal()
-        stream = DeltaStream(request_id, num_prompt_tokens, max_tokens, tenant, self._clock(), self._close)
+        stream = DeltaStream(request, self._clock(), self._close)
         self._streams[request_id] = stream
         self._backlog.add(tenant, num_prompt_tokens)
         self._drained.clear()
@@ -74,16 +74,16 @@ class LiveRequests:
             if (stream := self._streams.get(request_id)) is not None:
                 stream.is_scheduled = True
                 self._backlog.remove(stream.tenant, stream.num_prompt_tokens)
-        now = self._clock()
         for request_id, delta in report.deltas:
             if (stream := self._streams.get(request_id)) is None:
                 continue
             if stream.first_token_time is None:
-                stream.first_token_time = now
-                self._meter.first_token(now - stream.arrival_time)
+                stream.first_token_time = delta.time
+                self._meter.first_token(delta.time - stream.arrival_time)
             stream.put(delta)
             if delta.finish_reason is not None:
-                decode_seconds, e2e_seconds = now - stream.first_token_time, now - stream.arrival_time
+                decode_seconds = delta.time - stream.first_token_time
+                e2e_seconds = delta.time - stream.arrival_time
                 self._meter.finished(delta.num_generation_tokens, decode_seconds, e2e_seconds)
                 self._forget(stream)
 

@@ -171,8 +171,9 @@ class EngineThread(Generic[D]):
             request.queue_seconds = began - request.arrival_time
         deltas = []
         num_dropped = 0
+        now = self._clock()
         for result in output.outputs:
-            delta = self._delta(result)
+            delta = self._delta(result, now)
             num_dropped += len(result.new_token_ids) - len(delta.token_ids)
             deltas.append((result.request_id, delta))
         stats = output.stats
@@ -184,11 +185,11 @@ class EngineThread(Generic[D]):
                 num_running=len(self._scheduler.running),
                 kv_cache_usage=self._scheduler.pool.usage,
             )
-        is_due = self._clock() - self._learned_at >= LEARNED_INTERVAL_SECONDS
+        is_due = now - self._learned_at >= LEARNED_INTERVAL_SECONDS
         return StepReport(tuple(deltas), output.first_scheduled, stats, self._learned() if is_due else None)
 
-    def _delta(self, output: RequestOutput) -> GenerationDelta:
-        """The text of *output*; a stop string in it ends the request before the next step."""
+    def _delta(self, output: RequestOutput, now: float) -> GenerationDelta:
+        """What *output*, done *now*, means to its reader; a stop string in it ends the request before the next step."""
         request, detokenizer = self._requests[output.request_id]
         pieces: Sequence[Piece] = ()
         if request.speculation.explain:
@@ -214,6 +215,7 @@ class EngineThread(Generic[D]):
             token_ids=token_ids,
             num_prompt_tokens=request.num_prompt_tokens,
             num_generation_tokens=num_generated,
+            time=now,
             logprobs=self._token_texts.name(output.logprobs[: piece.num_tokens]),
             prompt_logprobs=self._token_texts.name(output.prompt_logprobs),
             finish_reason=finish_reason,

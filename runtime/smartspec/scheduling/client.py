@@ -59,6 +59,9 @@ class GenerationRequest:
     """What the client expects most of the answer to be: drafted from, never a part of the text by itself."""
     shows_special_tokens: bool = False
     """Whether special tokens are part of the text, as where they tell calls of tools from content."""
+    is_streamed: bool = True
+    """Whether each delta is wanted as it comes. If not, the reader hears of the first and of the end: waking it for
+    every step would take cores from the engine, for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class GenerationDelta:
     """What one step added to a sequence. `text` never ends inside a character or a possible stop string; after the
     last delta (`finish_reason` set) all deltas' texts joined are the whole text, cut before a stop string.
 
+    `time` is when the step was done, by the engine's clock: a reader may come later.
     `num_prompt_tokens` and `num_generation_tokens` are the totals so far; tokens past a stop are not among them.
     `num_cached_tokens` of the prompt were found computed. It waited `queue_seconds` for its first step.
     `logprobs` parallels `token_ids` when it was asked for; `prompt_logprobs`, in the first delta, are those of the
@@ -105,6 +109,7 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     num_prompt_tokens: int
     num_generation_tokens: int
+    time: float
     logprobs: tuple[ScoredToken, ...] = ()
     prompt_logprobs: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None

@@ -117,7 +117,9 @@ async def answer(
         return counts
 
     engine, exchange = context.lifecycle.accepting_engine, exchange_of(request)
-    requests = [replace(one, tenant=exchange.tenant, priority=body.priority) for one in requests]
+    requests = [
+        replace(one, tenant=exchange.tenant, priority=body.priority, is_streamed=body.stream) for one in requests
+    ]
     if len(requests) > 1:
         _check_room(engine, requests, param="best_of" if per_prompt > body.n else "n" if body.n > 1 else "prompt")
     async with Generation(

@@ -27,6 +27,9 @@ class Exposition:
         self._counters: dict[Metric, Counter] = {}
         self._gauges: dict[Metric, Gauge] = {}
         self._histograms: dict[Metric, PrometheusHistogram] = {}
+        # By name and labels what is written many times a step: looking a child up costs more than writing to it.
+        self._counted: dict[tuple[str, ...], Counter] = {}
+        self._observed: dict[tuple[str, ...], PrometheusHistogram] = {}
         self._terms: set[str] = set()
         ProcessCollector(registry=self._registry)
         for metric in METRICS:
@@ -52,11 +55,17 @@ class Exposition:
 
     def count(self, metric: Metric, amount: float = 1, *labels: str) -> None:
         """Add *amount* to a counter."""
-        self._counters[metric].labels(self._model, *labels).inc(amount)
+        child = self._counted.get((metric.name, *labels))
+        if child is None:
+            child = self._counted[metric.name, *labels] = self._counters[metric].labels(self._model, *labels)
+        child.inc(amount)
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add one observation to a histogram."""
-        self._histograms[metric].labels(self._model, *labels).observe(value)
+        child = self._observed.get((metric.name, *labels))
+        if child is None:
+            child = self._observed[metric.name, *labels] = self._histograms[metric].labels(self._model, *labels)
+        child.observe(value)
 
     def describe(self, info: EngineInfo) -> None:
         """Show what was loaded."""
@@ -69,6 +78,7 @@ class Exposition:
         self.count(metrics.STEPS)
         for part in ("draft", "target", "host"):
             self.count(metrics.STEP_SECONDS, max(0.0, getattr(stats.seconds, part)), part)
+        self.count(metrics.GENERATION_TOKENS, stats.tokens_kept)
         self.count(metrics.TOKENS_KEPT, stats.tokens_kept)
         self.count(metrics.PREDICTED_STEP_SECONDS, max(0.0, predicted))
         self.count(metrics.PREDICTED_TOKENS, max(0.0, stats.decision.predicted_tokens))
@@ -156,11 +166,10 @@ class RecentText:
 
 
 class SequenceTimer:
-    """Latencies and counts of one sequence, as its client meets them, from its deltas."""
+    """Latencies and counts of one sequence from its deltas: when the engine had them, not when a slow client did."""
 
     def __init__(self, exposition: Exposition, clock: Callable[[], float]) -> None:
         self._exposition = exposition
-        self._clock = clock
         self._arrival = clock()
         self._first: float | None = None
         self._last = self._arrival
@@ -191,7 +200,7 @@ class SequenceTimer:
 
     def observe(self, delta: GenerationDelta) -> None:
         """Take in the next delta."""
-        now, shown = self._clock(), self._exposition
+        now, shown = delta.time, self._exposition
         if self._first is None:
             self._first = now
             self._prompt_tokens, self._cached_tokens = delta.num_prompt_tokens, delta.num_cached_tokens
@@ -200,7 +209,6 @@ class SequenceTimer:
             shown.observe(metrics.TIME_TO_FIRST_TOKEN, now - self._arrival)
         elif delta.num_generation_tokens > self._counted:
             shown.observe(metrics.INTER_TOKEN_LATENCY, now - self._last)
-        shown.count(metrics.GENERATION_TOKENS, delta.num_generation_tokens - self._counted)
         self._counted, self._last = delta.num_generation_tokens, now
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason

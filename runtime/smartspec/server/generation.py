@@ -101,6 +101,8 @@ class Generation:
 
     async def _next(self, index: int) -> GenerationDelta | None:
         """What comes next of one sequence, None at its end; what is there already is never too late."""
+        if self._deadline is None:
+            return await anext(self._sequences[index], None)
         try:
             async with asyncio.timeout_at(self._deadline):
                 return await anext(self._sequences[index], None)
