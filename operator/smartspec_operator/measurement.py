@@ -22,12 +22,15 @@ def capacity_shown(fleet: Fleet) -> float:
 
 
 def is_saturated(fleet: Fleet) -> bool:
-    """Whether all are busy: more wait than came during a step, and for longer than until the next one.
+    """Whether all are busy: more requests wait than those that came during a step and wait for the next one."""
+    return fleet.waiting > fleet.size
 
-    Requests that come together to an idle replica are seen waiting once; what it makes tells how soon they are served.
-    """
+
+def has_queue(fleet: Fleet) -> bool:
+    """Whether requests wait for longer than a moment. Some that come together to an idle replica are seen waiting
+    though the next step takes them; what replicas make tells how soon those that wait are served."""
     tokens, each = QUEUE_SECONDS * fleet.size * capacity_shown(fleet), fleet.lengths.output_tokens
-    return fleet.waiting > max(fleet.size, tokens / each if each else 0.0)
+    return is_saturated(fleet) and fleet.waiting * each >= (tokens if each else 0.0)
 
 
 def completed(

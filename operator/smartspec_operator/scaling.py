@@ -10,7 +10,7 @@ from math import ceil, floor
 
 from smartspec_operator.capacity import predicted
 from smartspec_operator.fleet import Fleet, attainment, together
-from smartspec_operator.measurement import capacity_shown, completed, is_saturated
+from smartspec_operator.measurement import capacity_shown, completed, has_queue, is_saturated
 from smartspec_operator.removal import replicas_now, victims
 from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.resource import AutoscalingSpec, SmartSpec
@@ -140,7 +140,7 @@ def _answers_up(
             text = f"{demand:.0f} tokens/s are asked for and a replica makes {supply:.0f}"
             answers.append(Advice(current + ceil(required / supply), "Demand", text, demand, supply))
     if not seen.pending:
-        if is_saturated(fleet) and fleet.waiting > fleet.running:
+        if has_queue(fleet) and fleet.waiting > fleet.running:
             text = f"{fleet.waiting} requests wait and {fleet.running} run"
             answers.append(Advice(current + 1, "Queue", text, demand, supply))
         if policy.exhausted:
@@ -167,6 +167,7 @@ def _answer_down(
         (not seen.serving, "Starting", "no replica is ready yet"),
         (seen.rolling, "Rolling", "replicas are being replaced"),
         (bool(seen.pending), "Pending", f"{len(seen.pending)} replicas are starting"),
+        # A request that came during a step waits for the next one: a look at the wrong moment is no queue yet.
         (is_saturated(fleet), "Queue", f"{fleet.waiting} requests wait"),
         (met is not None and met < slo.percentile / 100, "Objectives", "objectives are missed"),
         (policy.state.ceiling is not None, "SpeculationCut", "speculation is cut for lack of memory"),
@@ -188,7 +189,7 @@ def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> float | N
     """Tokens per second of one replica: by the model, and by measurement where that tells more."""
     point = predicted(owner, policy.settings.priors, fleet, policy.settings)
     shown = capacity_shown(fleet)
-    if is_saturated(fleet) and shown > 0:  # what they make now is what they can make
+    if has_queue(fleet) and shown > 0:  # what they make now is what they can make
         return shown
     measured = fleet.tokens_per_second / fleet.size if fleet.size else 0.0
     return max(point.tokens_per_second, measured) if point is not None else None

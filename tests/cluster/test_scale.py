@@ -61,7 +61,7 @@ async def replicas() -> AsyncIterator[None]:
 def alone(operator: Operator, user: User, kubectl: Callable[..., str], tmp_path: Path) -> Iterator[Operator]:
     """An operator with its usual periods on one core, for the test's namespace, instead of the session's.
 
-    Afterwards all is removed and waited for: the controllers would be busy with it while other tests need them.
+    Nothing is waited for afterwards: these tests are the last ones, see `pytest_collection_modifyitems`.
     """
     operator.stop()
     one = Operator(operator.kubeconfig, tmp_path, arguments=("--namespace", user.namespace, "--lease-seconds", "15"))
@@ -70,8 +70,6 @@ def alone(operator: Operator, user: User, kubectl: Callable[..., str], tmp_path:
     if one.process.poll() is None:
         one.stop()
     kubectl("-n", user.namespace, "delete", "smartspecs", "--all", "--wait=false")
-    kubectl("-n", user.namespace, "wait", "--for=delete", "pods", "--all", "--timeout=180s")
-    operator.start()
 
 
 async def test_three_hundred_resources_on_one_core(

@@ -9,8 +9,9 @@ Layouts: keys [num_blocks, num_kv_heads, Dk, block_size], so that a vector regis
 [num_blocks, num_kv_heads, block_size, Dv], so that it spans channels: no horizontal sums, whose order a compiler might
 choose.
 
-Work is cut into (tile of consecutive rows of one request) x (KV head), taken by threads from an atomic counter, head by
-head: the tiles of one long context spread over all threads.
+Work is cut into (tile of consecutive rows of one request) x (`heads_per_item` KV heads), taken by threads from an
+atomic counter, heads by heads: the tiles of one long context spread over all threads. How many heads are taken together
+is no part of a result.
 """
 
 from dataclasses import dataclass
@@ -22,24 +23,28 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, float32, njit, types
 
-from smartspec.execution.machine import fetch_add, narrow, pointer, prefetch, widen
+from smartspec.execution.machine import fetch_add, pointer, prefetch
+from smartspec.execution.vector_lines import narrow_line, widen_line
 from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
 
 CHUNK = 128
 """Positions whose scores are held at once; a constant, since the place of its borders is part of the result."""
+BEGINNING = 128
+"""So many elements are asked for ahead where more of the same follows."""
 
 # Fields of the int64 parameter block, in order. Strides are in elements.
 FIELDS = (
     "next_item", "num_tiles", "num_heads", "num_kv_heads", "key_dim", "value_dim", "block_size", "window",
     "has_sinks", "query", "key", "value", "out", "key_cache", "value_cache", "tiles", "block_tables", "sinks",
-    "query_row", "query_head", "key_row", "key_head", "value_row", "value_head", "floats",
+    "query_row", "query_head", "key_row", "key_head", "value_row", "value_head", "floats", "heads_per_item",
 )  # fmt: skip
 _I = {name: i for i, name in enumerate(FIELDS)}
 _NEXT, _TILES_N, _HEADS, _KV_HEADS = _I["next_item"], _I["num_tiles"], _I["num_heads"], _I["num_kv_heads"]
 _DK, _DV, _BLOCK, _WINDOW, _HAS_SINKS = _I["key_dim"], _I["value_dim"], _I["block_size"], _I["window"], _I["has_sinks"]
 _Q, _K, _V, _OUT, _KC, _VC = (_I[n] for n in ("query", "key", "value", "out", "key_cache", "value_cache"))
 _TILES, _TABLES, _SINKS, _FLOATS = _I["tiles"], _I["block_tables"], _I["sinks"], _I["floats"]
+_TOGETHER = _I["heads_per_item"]
 _QR, _QH, _KR, _KH, _VR, _VH = (
     _I[n] for n in ("query_row", "query_head", "key_row", "key_head", "value_row", "value_head")
 )
@@ -66,10 +71,14 @@ def _attend(
     group = num_heads // kv_heads
     chunk = max(size, CHUNK // size * size)
     padded = (chunk + 15) // 16 * 16
+    together = p[_TOGETHER]
+    # Blocks lie anywhere: the processor cannot guess where the next one begins. Of several heads' worth it fetches the
+    # rest by itself, once it has seen the beginning; one head's is over by then.
+    ahead = _HUGE if together == 1 else BEGINNING
     most = 0
     for t in range(num_tiles):
         most = max(most, tiles[t, 1])
-    most *= group
+    most *= group * together
     q = np.empty(most * dk, dtype=float32)
     scores = np.empty((most, padded), dtype=float32)
     acc = np.empty(most * dv, dtype=float32)
@@ -80,16 +89,16 @@ def _attend(
     query_row, query_head = p[_QR], p[_QH]
     while True:
         item = fetch_add(p, 1)
-        if item >= num_tiles * kv_heads:
+        if item * together >= num_tiles * kv_heads:
             return
-        head = item // num_tiles
-        tile = item - head * num_tiles
+        part = item // num_tiles
+        tile, head0 = item - part * num_tiles, part * together
         row0, count, pos0, table = tiles[tile, 0], tiles[tile, 1], tiles[tile, 2], tiles[tile, 3]
-        num_queries = count * group
+        each = count * group
+        num_queries = each * together
         for m in range(num_queries):
-            base = (row0 + m // group) * query_row + (head * group + m % group) * query_head
-            for d in range(dk):
-                q[m * dk + d] = widen(query[base + d])
+            head, row = (head0 + m // each) * group + m % group, row0 + m % each // group
+            widen_line(query, row * query_row + head * query_head, q, m * dk, dk)
         tops[:num_queries] = _LOWEST
         sums[:num_queries] = _ZERO
         acc[: num_queries * dv] = _ZERO
@@ -101,15 +110,18 @@ def _attend(
             blocks = range(begin // size, (end - 1) // size + 1)
             scores[:num_queries, :lanes] = _ZERO
             for b in blocks:
-                at = (tables[table + origin // size + b] * kv_heads + head) * size
-                # Blocks lie anywhere: the processor cannot guess the next one, and would wait for each (15 to 25 %).
-                prefetch(value_cache, at * dv, size * dv)
+                at = (tables[table + origin // size + b] * kv_heads + head0) * size
+                prefetch(value_cache, at * dv, min(ahead, size * dv))
                 if origin + (b + 1) * size <= last:
-                    ahead = (tables[table + origin // size + b + 1] * kv_heads + head) * size
-                    prefetch(key_cache, ahead * dk, size * dk)
-                multiply_add(q, 0, dk, key_cache, at * dk, size, flat_scores, b * size, padded, num_queries, size, dk)
+                    following = tables[table + origin // size + b + 1] * kv_heads + head0
+                    prefetch(key_cache, following * size * dk, min(ahead, size * dk))
+                for h in range(together):
+                    multiply_add(
+                        q, h * each * dk, dk, key_cache, (at + h * size) * dk, size,
+                        flat_scores, h * each * padded + b * size, padded, each, size, dk,
+                    )  # fmt: skip
             for m in range(num_queries):
-                position = pos0 + m // group
+                position = pos0 + m % each // group
                 low = max(0, position - window + 1 - origin)
                 high = min(chunk, position + 1 - origin)
                 if high <= low:
@@ -123,22 +135,23 @@ def _attend(
                 for d in range(m * dv, (m + 1) * dv):
                     acc[d] *= shrink
             for b in blocks:
-                at = (tables[table + origin // size + b] * kv_heads + head) * size
+                at = (tables[table + origin // size + b] * kv_heads + head0) * size
                 # From an even place in the block on: the two chains of the sum alternate by place.
                 i, j = b * size + max(0, begin - b * size) // 2 * 2, min(end, (b + 1) * size)
                 at += i - b * size
-                multiply_add(flat_scores, i, padded, value_cache, at * dv, dv, acc, 0, dv, num_queries, dv, j - i)
+                for h in range(together):
+                    multiply_add(
+                        flat_scores, h * each * padded + i, padded, value_cache, (at + h * size) * dv, dv,
+                        acc, h * each * dv, dv, each, dv, j - i,
+                    )  # fmt: skip
         for m in range(num_queries):
             total, shrink = sums[m], np.float32(1.0)
-            h = head * group + m % group
+            head, row = (head0 + m // each) * group + m % group, row0 + m % each // group
             if p[_HAS_SINKS]:
-                top = max(tops[m], sinks[h])
+                top = max(tops[m], sinks[head])
                 shrink = exp(tops[m] - top)
-                total = total * shrink + exp(sinks[h] - top)
-            base = ((row0 + m // group) * num_heads + h) * dv
-            inverse = shrink / total
-            for d in range(dv):
-                out[base + d] = narrow(acc[m * dv + d] * inverse, out[base + d])
+                total = total * shrink + exp(sinks[head] - top)
+            narrow_line(acc, m * dv, shrink / total, out, (row * num_heads + head) * dv, dv)
 
 
 @njit(error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
@@ -214,7 +227,9 @@ class Kernels:
 def kernels(element_bits: int) -> Kernels:
     """Compiled for float32 (32) or bfloat16 (16): some seconds the first time, then from numba's cache on disk."""
     element = {32: np.float32, 16: np.uint16}[element_bits]
-    sources = [Path(__file__).with_name(f"{name}.py") for name in ("vector_tiles", "vector_softmax", "machine")]
+    sources = [
+        Path(__file__).with_name(f"{name}.py") for name in ("vector_tiles", "vector_softmax", "vector_lines", "machine")
+    ]
     version = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     write, attend = (_compile(entry(element, version)) for entry in (_write_entry, _attend_entry))
     return Kernels(write, attend)

@@ -26,6 +26,17 @@ def widen(typingctx: Any, element: Any) -> Any:
     return types.float32(element), codegen
 
 
+def rounded_bits(builder: Any, value: Any, ints: Any) -> Any:
+    """The bits of the bfloat16 nearest to float32 *value*, ties to even, in *ints*; both one number or a vector."""
+
+    def constant(number: int) -> Any:
+        return ir.Constant(ints, [number] * ints.count if isinstance(ints, ir.VectorType) else number)
+
+    bits = builder.bitcast(value, ints)
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    return builder.lshr(builder.add(bits, builder.add(odd, constant(0x7FFF))), constant(16))
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def narrow(typingctx: Any, value: Any, like: Any) -> Any:
     """float32 *value* as an element of the type of *like*: float32, or uint16 that holds a bfloat16."""
@@ -33,10 +44,7 @@ def narrow(typingctx: Any, value: Any, like: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.return_type == types.float32:
             return args[0]
-        bits = builder.bitcast(args[0], _I32)
-        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-        rounded = builder.add(bits, builder.add(odd, _I32(0x7FFF)))
-        return builder.trunc(builder.lshr(rounded, _I32(16)), _I16)
+        return builder.trunc(rounded_bits(builder, args[0], _I32), _I16)
 
     return like(value, like), codegen
 
@@ -64,7 +72,8 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
-    """Ask for *count* elements of *array* from index *start* on to be brought near."""
+    """Ask for *count* elements of *array* from index *start* on to be brought near: into the second cache, for the
+    first is full of what is computed with."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -75,7 +84,7 @@ def prefetch(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
         begin, index = args[1], args[1].type
         with cgutils.for_range_slice(builder, index(0), args[2], index(line)) as (offset, _):
             address = builder.bitcast(builder.gep(data, [builder.add(begin, offset)]), byte)
-            builder.call(function, [address, i32(0), i32(3), i32(1)])
+            builder.call(function, [address, i32(0), i32(2), i32(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64), codegen

@@ -71,9 +71,11 @@ def namespace(kubectl: Callable[..., str], request: pytest.FixtureRequest) -> It
     kubectl("create", "namespace", name)
     yield name
     # First what makes pods, then the pods: with pods in it, a namespace is looked at again only after half of their
-    # grace, which for replicas is minutes.
-    for kind in ("smartspecs", "deployments", "pods"):
+    # grace, which for replicas is minutes. By force, for this kubelet looks for the containers of a pod that has ended
+    # once a minute only.
+    for kind in ("smartspecs", "deployments"):
         kubectl("--namespace", name, "delete", kind, "--all", "--timeout=120s", check=False)
+    kubectl("--namespace", name, "delete", "pods", "--all", "--grace-period=0", "--force", check=False)
     kubectl("delete", "namespace", name, "--timeout=120s")
 
 

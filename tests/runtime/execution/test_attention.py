@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smartspec.execution.attention import LayerGeometry
 from smartspec.execution.batch import Segment
-from smartspec.execution.compiled_attention import CompiledAttention
+from smartspec.execution.compiled_attention import ITEMS_PER_THREAD, MOST_QUERIES, CompiledAttention, heads_together
 from smartspec.execution.kv_cache import allocate
 from smartspec.execution.ragged import pack
 from smartspec.execution.torch_attention import TorchAttention
@@ -67,7 +67,7 @@ geometries = st.builds(
         softcap,
         torch.linspace(-1, 2, kv * group) if sinks else None,
     ),
-    kv=st.sampled_from([1, 2, 3]),
+    kv=st.sampled_from([1, 2, 3, 4]),
     group=st.sampled_from([1, 2, 5]),
     dk=st.sampled_from([8, 16, 20, 64, 80]),
     dv=st.sampled_from([7, 16, 48, 64]),
@@ -127,6 +127,32 @@ def test_a_row_is_the_same_bits_in_any_company(
             assert torch.equal(rows, whole[start:end])
     finally:
         torch.set_num_threads(before)
+
+
+@given(
+    shape=st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 20)), min_size=1, max_size=40),
+    kv=st.integers(1, 32),
+    group=st.integers(1, 8),
+    threads=st.integers(1, 16),
+)
+def test_heads_are_taken_together_as_far_as_work_stays_even(
+    shape: list[tuple[int, int]], kv: int, group: int, threads: int
+) -> None:
+    """They divide the heads, fit the scratch memory, and leave each thread several items of the longest kind."""
+    batch = pack([Segment([0] * count, start, [0] * (start + count)) for start, count in shape], 1)
+    together = heads_together(batch, kv * group, kv, threads)
+    assert kv % together == 0
+    if together > 1:
+        ends = (batch.tiles[:, 1] + batch.tiles[:, 2]).tolist()
+        assert together * group * int(batch.tiles[:, 1].max()) <= MOST_QUERIES
+        assert threads == 1 or together * max(ends) * ITEMS_PER_THREAD * threads <= sum(ends) * kv
+
+
+def test_a_decode_step_of_many_requests_takes_all_heads_at_once() -> None:
+    """One long context among short ones does not: the thread that got it would work alone."""
+    short = [Segment([0], 127, [0] * 8) for _ in range(63)]
+    assert heads_together(pack(short, 16), 16, 8, 4) == 8
+    assert heads_together(pack([*short[:31], Segment([0], 2047, [0] * 128)], 16), 16, 8, 4) == 1
 
 
 @pytest.mark.parametrize("window", [None, 19, 150])
