@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from smartspec.async_engine.delta_stream import DeltaStream
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import AcceptancePrior, LatencyPrior, PolicySettings, Priors
 from smartspec.policy.types import Decision, StepFeatures, StepSeconds
@@ -69,11 +70,11 @@ class CharacterTokenizer:
 
 @dataclass(eq=False)
 class FakeSequence:
-    """One running or waiting sequence."""
+    """One running or waiting sequence, and what its reader holds."""
 
     request: GenerationRequest
     text: str
-    deltas: asyncio.Queue[GenerationDelta | Exception] = field(default_factory=asyncio.Queue)
+    deltas: DeltaStream = field(init=False)
     num_sent: int = 0
 
 
@@ -138,12 +139,13 @@ class FakeEngine:
         prompt = self.tokenizer.decode(request.prompt_token_ids)
         text = prompt[::-1] * request.sampling.max_tokens if self._answer is None else self._answer
         sequence = FakeSequence(request, text[: request.sampling.max_tokens])
+        sequence.deltas = DeltaStream(request, time.monotonic(), lambda _: self.abort(sequence))
         self.requests.append(request)
         self.waiting.append(sequence)
         self._idle.clear()
         if self._step_seconds is not None and (self._work is None or self._work.done()):
             self._work = asyncio.create_task(self._keep_stepping(self._step_seconds))
-        return _Deltas(self, sequence)
+        return sequence.deltas
 
     async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         """Remember *spec*; what is written "wrong" is no grammar."""
@@ -193,7 +195,7 @@ class FakeEngine:
         if done:
             self.running.remove(sequence)
         sampling, first = request.sampling, not sent
-        sequence.deltas.put_nowait(
+        sequence.deltas.put(
             GenerationDelta(
                 text=text, token_ids=tuple(map(ord, text)), num_prompt_tokens=len(request.prompt_token_ids),
                 num_generation_tokens=sequence.num_sent, time=time.monotonic(),
@@ -225,7 +227,7 @@ class FakeEngine:
         """Raise *error* to every client."""
         self.failure = str(error)
         for sequence in (*self.running, *self.waiting):
-            sequence.deltas.put_nowait(error)
+            sequence.deltas.fail(error)
         self.running.clear()
         self.waiting.clear()
         self._rest_if_idle()
@@ -234,7 +236,7 @@ class FakeEngine:
         """End every running sequence on the engine's own account."""
         for sequence in self.running:
             num_prompt_tokens = len(sequence.request.prompt_token_ids)
-            sequence.deltas.put_nowait(
+            sequence.deltas.put(
                 GenerationDelta("", (), num_prompt_tokens, sequence.num_sent, time.monotonic(), finish_reason="abort")
             )
         self.running.clear()
@@ -294,35 +296,3 @@ def _scored(token_ids: Iterable[int], num_top: int | None) -> tuple[ScoredToken,
 
 def _score(token_id: int, worse: int) -> ScoredToken:
     return ScoredToken(token_id, chr(token_id), chr(token_id).encode(), -0.5 - worse, 1 + worse)
-
-
-class _Deltas(AsyncGenerator[GenerationDelta, None]):
-    """The deltas of one sequence. A plain async generator would not notice being closed before its first read."""
-
-    def __init__(self, engine: FakeEngine, sequence: FakeSequence) -> None:
-        self._engine = engine
-        self._sequence = sequence
-        self._done = False
-
-    async def __anext__(self) -> GenerationDelta:
-        if self._done:
-            raise StopAsyncIteration
-        try:
-            delta = await self._sequence.deltas.get()
-        except asyncio.CancelledError:
-            await self.aclose()
-            raise
-        if isinstance(delta, Exception):
-            raise delta
-        self._done = delta.finish_reason is not None
-        return delta
-
-    async def asend(self, value: None) -> GenerationDelta:
-        return await self.__anext__()
-
-    async def athrow(self, *args: Any) -> GenerationDelta:
-        raise NotImplementedError
-
-    async def aclose(self) -> None:
-        self._done = True
-        self._engine.abort(self._sequence)

@@ -36,6 +36,7 @@ class Fleet:
     lengths: RequestLengths
     running: int
     waiting: int
+    longest_wait_seconds: float
     kv_cache_usage: float
     kv_cache_tokens: int
     kv_tokens_per_context_token: float
@@ -69,6 +70,7 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
         ),
         running=sum(load.num_requests_running for load in loads),
         waiting=sum(load.num_requests_waiting for load in loads),
+        longest_wait_seconds=max((load.longest_wait_seconds for load in loads), default=0.0),
         kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),
         kv_cache_tokens=min((load.kv_cache_tokens for load in loads), default=0),
         kv_tokens_per_context_token=max((_kv_per_context(load) for load in loads), default=1.0),

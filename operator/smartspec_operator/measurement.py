@@ -12,8 +12,8 @@ from smartspec_operator.world import Observation, PolicyDecision, moment
 
 MEASURED_AFTER_SECONDS = 60.0
 """Before so long after a decision the windows still hold what was before it."""
-QUEUE_SECONDS = 1.0
-"""A queue that is served sooner was a look at the wrong moment."""
+QUEUE_SECONDS = 0.5
+"""Nobody waits so long for a step alone."""
 
 
 def capacity_shown(fleet: Fleet) -> float:
@@ -27,10 +27,9 @@ def is_saturated(fleet: Fleet) -> bool:
 
 
 def has_queue(fleet: Fleet) -> bool:
-    """Whether requests wait for longer than a moment. Some that come together to an idle replica are seen waiting
-    though the next step takes them; what replicas make tells how soon those that wait are served."""
-    tokens, each = QUEUE_SECONDS * fleet.size * capacity_shown(fleet), fleet.lengths.output_tokens
-    return is_saturated(fleet) and fleet.waiting * each >= (tokens if each else 0.0)
+    """Whether requests wait for others to end. Some that come together to an idle replica are seen waiting as well, but
+    the next step takes them."""
+    return is_saturated(fleet) and fleet.longest_wait_seconds >= QUEUE_SECONDS
 
 
 def completed(
@@ -48,7 +47,7 @@ def completed(
     if early or last.to_replicas < last.from_replicas or fleet.size != last.to_replicas or not fleet.tokens_per_second:
         return records
     shown = capacity_shown(fleet)
-    if last.predicted_tokens_per_second is not None and not is_saturated(fleet):
+    if last.predicted_tokens_per_second is not None and not has_queue(fleet):
         concurrency = _concurrency(fleet, shown)
         model = expected(owner, policy.settings.priors, fleet, policy.settings, concurrency) if concurrency else None
         if model is None:

@@ -17,7 +17,7 @@ from figures import measured
 from serve_process import ServeProcess, serve_process
 from tiny import write_pair
 
-SHORT_SECONDS = float(os.environ.get("SOAK_SHORT_SECONDS", "60"))
+SHORT_SECONDS = float(os.environ.get("SOAK_SHORT_SECONDS", "120"))
 LONG_SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
 CLIENTS = 24
 VANDALS = 4

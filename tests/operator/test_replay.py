@@ -37,7 +37,7 @@ def at(found: list[Decided], time: datetime) -> Decided:
 
 def test_a_recorded_flood_asks_for_replicas() -> None:
     """One while it idles, more when requests queue, as often as scaling runs."""
-    hot = recorded("a", events(180, num_requests_running=64, num_requests_waiting=200))
+    hot = recorded("a", events(180, num_requests_running=64, num_requests_waiting=200, longest_wait_seconds=9.0))
     found = decisions(hot, **AUTO)
     assert [decided.time - later(0) for decided in found[:3]] == [timedelta(seconds=5 * i) for i in range(3)]
     assert at(found, later(50)).scale.desired == 1
@@ -80,7 +80,9 @@ def test_the_command_prints_what_changes(tmp_path: Path, capsys: pytest.CaptureF
         "apiVersion: smartspec.io/v1alpha1\nkind: SmartSpec\nmetadata: {name: demo}\n"
         "spec: {model: {source: org/model}, autoscaling: {minReplicas: 1, maxReplicas: 4}}\n"
     )
-    trace.write_bytes(b"".join(map(encode, events(180, num_requests_running=64, num_requests_waiting=200))))
+    trace.write_bytes(
+        b"".join(map(encode, events(180, num_requests_running=64, num_requests_waiting=200, longest_wait_seconds=9.0)))
+    )
     assert main(["replay", str(manifest), str(trace)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("12:00:00  replicas 1 -> 1")

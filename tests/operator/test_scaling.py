@@ -73,17 +73,17 @@ def test_replicas_that_start_count_as_supply() -> None:
 
 def test_a_queue_longer_than_what_runs_asks_for_one_more() -> None:
     """Without any time model the queue itself speaks."""
-    world = fleet(1, 0.0, requests_per_second=0.0, num_requests_running=8, num_requests_waiting=9)
+    queue = {"num_requests_running": 8, "num_requests_waiting": 9, "longest_wait_seconds": 3.0}
+    world = fleet(1, 0.0, requests_per_second=0.0, **queue)
     decision = decide(world, long_at(1), chosen=policy())
     assert (decision.desired, decision.reason) == (2, "Queue")
 
 
-def test_a_queue_that_is_gone_in_a_moment_asks_for_nothing() -> None:
-    """Two requests that came together to an idle replica wait for its next step, not for another replica."""
-    together = fleet(1, 250.0, requests_per_second=2.5, num_requests_running=0, num_requests_waiting=2)
-    assert decide(together, long_at(1)).desired == 1
-    queue = fleet(1, 250.0, requests_per_second=2.5, num_requests_running=0, num_requests_waiting=9)
-    assert decide(queue, long_at(1)).desired == 2
+def test_requests_that_wait_for_the_next_step_are_no_queue() -> None:
+    """Two that came together to an idle replica have waited for a moment; what one stream makes is no capacity."""
+    slow = {"requests_per_second": 0.5, "num_requests_running": 0, "num_requests_waiting": 2}
+    assert decide(fleet(1, 50.0, **slow, longest_wait_seconds=0.04), long_at(1)).desired == 1
+    assert decide(fleet(1, 50.0, **slow, longest_wait_seconds=2.0), long_at(1)).desired == 2
 
 
 def test_missed_objectives_add_only_when_the_policy_has_nothing_left() -> None:
@@ -228,7 +228,7 @@ def measured(world: Observation, asked: ScalingRecord = ASKED) -> float | None:
 
 def test_a_record_learns_what_its_replicas_really_made() -> None:
     """The prediction stands beside the measurement, written once, when the replicas that were added serve."""
-    saturated = fleet(2, 640.0, num_requests_running=64, num_requests_waiting=9)
+    saturated = fleet(2, 640.0, num_requests_running=64, num_requests_waiting=9, longest_wait_seconds=1.0)
     assert measured(saturated) == 640.0
     known = msgspec.structs.replace(ASKED, measured_tokens_per_second=700.0)
     assert measured(saturated, known) == 700.0

@@ -65,6 +65,7 @@ class World:
             mean_output=OUTPUT,
             num_requests_running=min(4, round(4 * served / each / CAPACITY)),
             num_requests_waiting=int(self.backlog / OUTPUT / each),
+            longest_wait_seconds=self.backlog / each / CAPACITY,
         )
         known = [replica(f"r{i}", Failure("timeout") if i < silent else report) for i in range(len(ready))]
         starting = [pending(f"s{i}", age=10.0 - self.now) for i in range(len(self.ready_at) - len(ready))]

@@ -6,11 +6,15 @@ from collections.abc import AsyncGenerator, Callable
 
 from smartspec.scheduling.client import GenerationDelta, GenerationRequest
 
+MOST_BUFFERED = 32
+"""Deltas of a whole answer that are kept for its reader: all of a long one would hold up the event loop at its end."""
+
 
 class DeltaStream(AsyncGenerator[GenerationDelta, None]):
     """Deltas of one request in order, buffered without bound (max_tokens bounds them), ended by the last.
 
-    A reader that waits is woken for each delta, or, where the request is not streamed, for the first and the last.
+    A reader that waits is woken for each delta, or, where the request is not streamed, for the first, the last, and so
+    many between.
     A class, not an `async def` with `yield`: closing one of those before its first step would not run its `finally`,
     and the request would run on for nobody. All methods belong to the event loop.
     """
@@ -39,7 +43,7 @@ class DeltaStream(AsyncGenerator[GenerationDelta, None]):
         is_first = not self.num_generation_tokens
         self.num_generation_tokens = delta.num_generation_tokens
         self._items.append(delta)
-        if self._is_streamed or is_first or delta.finish_reason is not None:
+        if self._is_streamed or is_first or delta.finish_reason is not None or len(self._items) >= MOST_BUFFERED:
             self._wake()
 
     def fail(self, error: Exception) -> None:

@@ -74,16 +74,16 @@ class LiveRequests:
             if (stream := self._streams.get(request_id)) is not None:
                 stream.is_scheduled = True
                 self._backlog.remove(stream.tenant, stream.num_prompt_tokens)
+        now = self._clock()
         for request_id, delta in report.deltas:
             if (stream := self._streams.get(request_id)) is None:
                 continue
             if stream.first_token_time is None:
-                stream.first_token_time = delta.time
-                self._meter.first_token(delta.time - stream.arrival_time)
+                stream.first_token_time = now
+                self._meter.first_token(now - stream.arrival_time)
             stream.put(delta)
             if delta.finish_reason is not None:
-                decode_seconds = delta.time - stream.first_token_time
-                e2e_seconds = delta.time - stream.arrival_time
+                decode_seconds, e2e_seconds = now - stream.first_token_time, now - stream.arrival_time
                 self._meter.finished(delta.num_generation_tokens, decode_seconds, e2e_seconds)
                 self._forget(stream)
 
@@ -101,7 +101,7 @@ class LiveRequests:
 
     def load(self, settings: PolicySettings, kv_cache_tokens: int) -> LoadReport:
         """Load now and over the recent window, of an engine that is ready."""
-        streams, stats = list(self._streams.values()), self._stats
+        streams, stats, now = list(self._streams.values()), self._stats, self._clock()
         scheduled = [stream for stream in streams if stream.is_scheduled]
         # Preempted requests wait again; between two steps an abort may have made the last count too large.
         num_running = min(len(scheduled), stats.num_running) if stats else 0
@@ -111,10 +111,11 @@ class LiveRequests:
             version=__version__,
             state="ready",
             generation=settings.generation,
-            uptime_seconds=self._clock() - self._began,
+            uptime_seconds=now - self._began,
             window_seconds=WINDOW_SECONDS,
             num_requests_running=num_running,
             num_requests_waiting=len(streams) - num_running,
+            longest_wait_seconds=max((now - s.arrival_time for s in streams if not s.is_scheduled), default=0.0),
             num_waiting_prompt_tokens=self._backlog.num_tokens,
             num_context_tokens=sum(s.num_prompt_tokens + s.num_generation_tokens for s in scheduled),
             max_num_seqs=scheduler.max_num_seqs,

@@ -13,7 +13,7 @@ from smartspec.execution.ragged import RaggedBatch
 
 _INDEX = {name: i for i, name in enumerate(FIELDS)}
 _NEXT, _TILES, _TABLES, _NUM_TILES = (_INDEX[n] for n in ("next_item", "tiles", "block_tables", "num_tiles"))
-_HEADS, _KV_HEADS, _TOGETHER = (_INDEX[n] for n in ("num_heads", "num_kv_heads", "heads_per_item"))
+_TOGETHER = _INDEX["heads_per_item"]
 _FIRST_POINTER = _INDEX["query"]
 _STRIDES = slice(_INDEX["query_row"], _INDEX["value_head"] + 1)
 _POINTERS = slice(_FIRST_POINTER, _INDEX["out"] + 1)
@@ -34,8 +34,8 @@ def heads_together(batch: RaggedBatch, num_heads: int, num_kv_heads: int, num_th
     rows = batch.tiles[:, 1]
     most = MOST_QUERIES * num_kv_heads // (int(rows.max()) * num_heads)
     if num_threads > 1:
-        ends = rows + batch.tiles[:, 2]
-        most = min(most, int(ends.sum()) * num_kv_heads // (int(ends.max()) * ITEMS_PER_THREAD * num_threads))
+        work = rows * (rows + batch.tiles[:, 2])
+        most = min(most, int(work.sum()) * num_kv_heads // (int(work.max()) * ITEMS_PER_THREAD * num_threads))
     return max(count for count in range(1, num_kv_heads + 1) if count <= max(1, most) and num_kv_heads % count == 0)
 
 
@@ -51,6 +51,7 @@ class CompiledAttention:
         self._floats = [np.array([g.scale, g.softcap], dtype=np.float32) for g in layers]
         self._sinks = [torch.zeros(g.num_heads) if g.sinks is None else g.sinks for g in layers]
         self._blocks = [self._block(i) for i in range(len(layers))]
+        self._kinds = {(g.num_heads, g.num_kv_heads) for g in layers}
         self._threads = 1
 
     def _block(self, layer: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -76,8 +77,9 @@ class CompiledAttention:
         geometry = self._layers[0]
         work = batch.context_tokens * geometry.num_heads * (geometry.key_dim + geometry.value_dim)
         self._threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
-        for block in self._blocks:
-            block[_TOGETHER] = heads_together(batch, int(block[_HEADS]), int(block[_KV_HEADS]), self._threads)
+        together = {heads: heads_together(batch, *heads, self._threads) for heads in self._kinds}
+        for block, layer in zip(self._blocks, self._layers, strict=True):
+            block[_TOGETHER] = together[layer.num_heads, layer.num_kv_heads]
             block[_NUM_TILES] = len(batch.tiles)
             block[_TILES] = batch.tiles.ctypes.data
             block[_TABLES] = batch.block_tables.ctypes.data

@@ -46,6 +46,7 @@ class SpeculationReport(Struct, frozen=True):
 class LoadReport(Struct, frozen=True):
     """One replica, now (`num_*`, `*_usage`) and over the last `window_seconds` (rates, histograms, speculation).
 
+    `longest_wait_seconds` is how long the request has waited that waits longest for its first step.
     `generation` echoes the policy in force. Totals count since start. `arrivals` includes rejected requests.
     `tpot` is observed once per finished request (mean time per output token after the first), `ttft` once per request,
     `e2e` (from arrival to the last token) once per finished request.
@@ -59,6 +60,7 @@ class LoadReport(Struct, frozen=True):
     window_seconds: float = 30.0
     num_requests_running: int = 0
     num_requests_waiting: int = 0
+    longest_wait_seconds: float = 0.0
     num_waiting_prompt_tokens: int = 0
     num_context_tokens: int = 0
     max_num_seqs: int = 0

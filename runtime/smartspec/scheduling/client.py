@@ -60,8 +60,8 @@ class GenerationRequest:
     shows_special_tokens: bool = False
     """Whether special tokens are part of the text, as where they tell calls of tools from content."""
     is_streamed: bool = True
-    """Whether each delta is wanted as it comes. If not, the reader hears of the first and of the end: waking it for
-    every step would take cores from the engine, for nobody."""
+    """Whether each delta is wanted as it comes. If not, they come some dozens at a time: waking the reader for every
+    step would take cores from the engine, for nobody."""
 
 
 @dataclass(frozen=True, slots=True)

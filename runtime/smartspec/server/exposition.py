@@ -166,7 +166,7 @@ class RecentText:
 
 
 class SequenceTimer:
-    """Latencies and counts of one sequence from its deltas: when the engine had them, not when a slow client did."""
+    """Latencies and counts of one sequence from its deltas: when the engine had them, not when they were read."""
 
     def __init__(self, exposition: Exposition, clock: Callable[[], float]) -> None:
         self._exposition = exposition

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from smartspec.async_engine.delta_stream import DeltaStream
+from smartspec.async_engine.delta_stream import MOST_BUFFERED, DeltaStream
 from smartspec.scheduling.client import GenerationDelta, GenerationRequest, NotAcceptingError
 from smartspec.scheduling.request import SamplingParams
 
@@ -46,6 +46,12 @@ async def test_a_streamed_request_hears_of_every_step() -> None:
 async def test_a_whole_answer_hears_of_the_first_step_and_of_the_end() -> None:
     """What lies between costs the event loop nothing, and comes with the end."""
     assert await numbers_heard(stream_of(is_streamed=False), steps=5) == [1, 1, 1, 1, 5]
+
+
+async def test_a_long_whole_answer_is_handed_over_in_parts() -> None:
+    """Neither kept until the end, nor read all at once then."""
+    heard = await numbers_heard(stream_of(is_streamed=False), steps=2 * MOST_BUFFERED + 5)
+    assert sorted(set(heard)) == [1, MOST_BUFFERED + 1, 2 * MOST_BUFFERED + 1, 2 * MOST_BUFFERED + 5]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

@@ -143,9 +143,9 @@ def test_heads_are_taken_together_as_far_as_work_stays_even(
     together = heads_together(batch, kv * group, kv, threads)
     assert kv % together == 0
     if together > 1:
-        ends = (batch.tiles[:, 1] + batch.tiles[:, 2]).tolist()
+        work = [rows * (rows + start) for _, rows, start, _ in batch.tiles.tolist()]
         assert together * group * int(batch.tiles[:, 1].max()) <= MOST_QUERIES
-        assert threads == 1 or together * max(ends) * ITEMS_PER_THREAD * threads <= sum(ends) * kv
+        assert threads == 1 or together * max(work) * ITEMS_PER_THREAD * threads <= sum(work) * kv
 
 
 def test_a_decode_step_of_many_requests_takes_all_heads_at_once() -> None:

@@ -69,6 +69,21 @@ async def test_a_request_that_takes_too_long_is_ended(place: str, stream: bool) 
         assert not engine.waiting
 
 
+async def test_what_came_before_the_deadline_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Though nobody woke the reader of a whole answer for it: the line in the log has every token."""
+    engine = FakeEngine(step_seconds=None)
+    async with serving(engine) as server:
+        with caplog.at_level(logging.INFO):
+            asking = asyncio.create_task(server.post("/v1/completions", prompt="ab", max_tokens=99, timeout=0.3))
+            await until(lambda: engine.waiting)
+            for _ in range(5):
+                engine.step()
+                await asyncio.sleep(0)
+            status, _ = await asking
+    assert status == 408
+    assert "generated_tokens=10" in caplog.text
+
+
 async def test_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
     """The text that was sent stays; no `[DONE]` lies about the rest."""
     engine = FakeEngine(step_seconds=None)
