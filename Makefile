@@ -1,7 +1,7 @@
 # Everything a newcomer runs. Each target sets up what it needs, once, and says what it does.
 #
 #   make demo     an adaptive server under a changing load on this machine: table, picture, summary (some 5 minutes)
-#   make test     lint, types, contracts and all tests, with the time of each stage
+#   make test     lint, types, contracts and all tests but the long ones, with the time of each stage
 #   make check    lint, types and import contracts alone
 #   make bench    the measurements behind the README's figures; bench-peers, bench-engine, bench-regret for the others;
 #                   bench-clients runs vllm bench serve and guidellm against the server

@@ -62,7 +62,11 @@ def decide(
     wanted = stabilised(past, current=current, now=now, up_seconds=up, down_seconds=down)
     if advice.reason == GAVE_UP:  # nothing is served by what does not start: no window to wait for
         wanted = advice.replicas
-    wanted = min(max(wanted, scale.min_replicas), scale.max_replicas)
+    bounded = min(max(wanted, scale.min_replicas), scale.max_replicas)
+    if bounded != wanted:
+        text = f"spec.autoscaling allows {scale.min_replicas} to {scale.max_replicas} replicas"
+        advice = replace(advice, reason="Bounds", message=text)
+    wanted = bounded
     decision = _carried_out(
         owner, seen, history, policy, current, replace(advice, replicas=wanted), now=now, timing=timing
     )
@@ -179,7 +183,7 @@ def _answer_down(
         fewer = scale.min_replicas if demand == 0 and fleet.running == 0 else current
     else:
         fewer = current - max(0, floor((supply * current - demand / LOW_USE) / supply))
-    fewer = max(scale.min_replicas, min(current, fewer))
+    fewer = min(current, max(scale.min_replicas, fewer))
     if fewer == current:
         return Advice(current, "Steady", "demand and replicas agree", demand, supply)
     return Advice(fewer, "Spare", f"{demand:.0f} tokens/s pass on {fewer}", demand, supply)

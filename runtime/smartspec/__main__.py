@@ -108,7 +108,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     try:
         from smartspec.loadgen.bench import bench
     except ImportError as error:
-        raise ConfigError(f"bench needs {error.name}: install 'smartspec[bench]'") from None
+        raise ConfigError(f"bench needs {error.name}: pip install '.[bench]'") from None
     return bench(options)
 
 

@@ -60,6 +60,11 @@ sources() {                        # sources TARGET: a hash of all that the imag
 
 image() {                          # image TARGET NAME
   base
+  mkdir -p "$CACHE"; "${PYTHON:-python3}" "$ROOT/tests/pip_configuration.py" "$CACHE/pip.conf" >"$CACHE/pip.paths"
+  # The public index would bring CUDA's torch: gigabytes that no node here can use. A machine with packages of its own knows.
+  if [[ -z ${TORCH_INDEX+x} ]] && ! grep -qE '^(index-url|extra-index-url|find-links)' "$CACHE/pip.conf"; then
+    export TORCH_INDEX=https://download.pytorch.org/whl/cpu
+  fi
   local name hash found; name=$(qualified "$2") hash=$(sources "$1")
   found=$(buildah inspect --type image --format '{{index .OCIv1.Config.Labels "smartspec.io/sources"}}' "$name" 2>/dev/null || true)
   if [[ $found == "$hash" ]]; then say "image $name: nothing has changed"; return; fi
@@ -68,9 +73,9 @@ image() {                          # image TARGET NAME
 
 built() {                          # built TARGET NAME HASH
   # This machine's certificates and pip configuration are lent to the build, and no part of what comes out of it.
-  local lent=() path; mkdir -p "$CACHE"
+  local lent=() path
   [[ -d /etc/ssl/certs ]] && lent+=(-v /etc/ssl/certs:/etc/ssl/certs:ro)
-  while read -r path; do lent+=(-v "$path:$path:ro"); done < <("${PYTHON:-python3}" "$ROOT/tests/pip_configuration.py" "$CACHE/pip.conf")
+  while read -r path; do lent+=(-v "$path:$path:ro"); done <"$CACHE/pip.paths"
   lent+=(-v "$CACHE/pip.conf:/etc/pip.conf:ro")
   buildah bud --layers --isolation chroot "${lent[@]}" ${TORCH_INDEX:+--build-arg "TORCH_INDEX=$TORCH_INDEX"} \
     --label "smartspec.io/sources=$3" --target "$1" --tag "$2" "$ROOT" >"$CACHE/image-$1.log" 2>&1 ||

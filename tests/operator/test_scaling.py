@@ -181,8 +181,9 @@ def test_a_replica_that_is_slow_but_healthy_is_waited_for() -> None:
 def test_bounds_hold_whatever_is_recommended() -> None:
     """An edit of the bounds takes effect though nobody recommended it."""
     bounds = {"autoscaling": {"minReplicas": 3, "maxReplicas": 3}}
-    assert decide(fleet(2, 0.0), long_at(2), **bounds).desired == 3
-    assert decide(fleet(5, 800.0), long_at(5), **bounds).desired == 3
+    for world, before in ((fleet(2, 0.0), 2), (fleet(5, 800.0), 5)):
+        decision = decide(world, long_at(before), **bounds)
+        assert (decision.desired, decision.history[-1].reason) == (3, "Bounds")
 
 
 @pytest.mark.parametrize(("replicas", "expected"), [(None, 1), (0, 0), (3, 3)])

@@ -5,8 +5,8 @@ microseconds only: whoever shares the cores (another replica, a client on the sa
 container pays for it from its CPU quota. With every core busy a step took ten to fifty times as long otherwise.
 
 LLVM's library wakes its threads sooner, and its spinning threads give way to others of the process, such as the event
-loop that sends the last step's tokens. Where a server has its cores to itself it makes steps faster (docs/runtime.md
-has how much); where cores are shared, slower. Hence it is for whoever runs the server to choose.
+loop that sends the last step's tokens. Where a server has its cores to itself it makes steps faster, where cores
+are shared slower. Hence it is for whoever runs the server to choose.
 """
 
 import ctypes

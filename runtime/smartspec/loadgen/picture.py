@@ -15,7 +15,7 @@ def check_drawable(file: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise ConfigError("picture: needs matplotlib; install 'smartspec[bench]'") from None
+        raise ConfigError("picture: needs matplotlib; pip install '.[bench]'") from None
     matplotlib.use("Agg")
     from matplotlib.backend_bases import FigureCanvasBase
 

@@ -46,7 +46,7 @@ class OtlpSpans:
             from opentelemetry.trace import SpanKind, StatusCode
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise ConfigError(f"otlp_endpoint needs `pip install smartspec[tracing]`: {error}") from None
+            raise ConfigError(f"otlp_endpoint needs `pip install '.[tracing]'`: {error}") from None
         exporter = OTLPSpanExporter(endpoint=_traces_url(endpoint), timeout=EXPORT_SECONDS)
         resource = Resource.create({"service.name": "smartspec", "service.version": __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)

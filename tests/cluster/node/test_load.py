@@ -44,6 +44,15 @@ def finished_requests(user: NodeUser) -> dict[str, float]:
     return found
 
 
+def capacity_errors(user: NodeUser) -> list[float]:
+    """How far the predicted capacity was off, of each decision whose replicas have shown theirs."""
+    return [
+        abs(entry["predictedTokensPerSecond"] / entry["measuredTokensPerSecond"] - 1)
+        for entry in user.status.get("scalingHistory", [])
+        if entry.get("predictedTokensPerSecond") and entry.get("measuredTokensPerSecond")
+    ]
+
+
 def test_a_load_step_is_met_and_not_a_request_is_lost(
     release: Release, kubectl: Callable[..., str], namespace: str, service_url: ServiceUrl
 ) -> None:
@@ -67,17 +76,15 @@ def test_a_load_step_is_met_and_not_a_request_is_lost(
         time.sleep(10)
         served = {name: count - before.get(name, 0) for name, count in finished_requests(user).items()}
         share = 1 - served[first] / sum(served.values())
+        # What was predicted is measured while they are busy: a minute after the decision, in windows of half a minute.
+        eventually(lambda: capacity_errors(user), seconds=90, why=user.story)
+        errors = capacity_errors(user)
         traffic.clients(FEW)
         fell = time.monotonic()
         eventually(lambda: len(user.pods()) == 1, seconds=180, why=user.story)
         gone = time.monotonic() - fell
         time.sleep(5)
     history = user.status["scalingHistory"]
-    errors = [
-        abs(entry["predictedTokensPerSecond"] / entry["measuredTokensPerSecond"] - 1)
-        for entry in history
-        if entry.get("predictedTokensPerSecond") and entry.get("measuredTokensPerSecond")
-    ]
     print(
         f"\nstage one {acted:.1f} s, second pod asked for {asked:.1f} s, ready {ready:.1f} s after the step; it serves "
         f"{share:.0%} of new requests; gone {gone:.1f} s after the fall; predicted capacity off by "
@@ -90,7 +97,7 @@ def test_a_load_step_is_met_and_not_a_request_is_lost(
     assert share >= 0.3
     # Predictions are meant to be right within 15 % in the median. Here is one, of a replica that shares this machine's
     # cores with its clients and, when it is measured, with another replica.
-    assert all(error <= MOST_ERROR for error in errors)
+    assert max(errors) <= MOST_ERROR
 
 
 def test_load_that_one_replica_bears_adds_none(
