@@ -161,7 +161,7 @@ def written(loads: Sequence[LoadReport], tick: float = 2.0) -> list[float]:
 
 @pytest.mark.parametrize("rate", [0.5, 5.0, 50.0])
 def test_steady_load_is_hardly_ever_written(rate: float) -> None:
-    """Poisson arrivals at one rate, ten minutes long, seen every two seconds: a write in some minutes, never one a minute."""
+    """Poisson arrivals at one rate, ten minutes long, seen every two seconds: a write in minutes, never one a minute."""
     counts = [len(written(steady(random.Random(seed), rate))) for seed in range(4)]
     assert sum(counts) / len(counts) <= 6, counts
     assert max(counts) < 10
