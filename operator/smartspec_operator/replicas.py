@@ -5,7 +5,7 @@ import base64
 from typing import Protocol
 
 import msgspec
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 
 from smartspec.policy.load import LoadReport, decode_load
 from smartspec.policy.settings import PolicySettings, encode_settings
@@ -18,6 +18,8 @@ TIMEOUT = ClientTimeout(total=1.0)
 AT_ONCE = 128
 """So many requests to replicas run at once. What waits for its turn is not late yet: with hundreds of replicas the last
 answer would otherwise time out though its replica was quick."""
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Many times what a report takes. One image that answers without end must not take the memory that serves everybody."""
 
 
 class Replicas(Protocol):
@@ -79,10 +81,23 @@ class HttpReplicas:
         if pod.admin_url is None:
             return Failure("no address yet")
         try:
+            # Whatever answers there is somebody's image: it must not send us elsewhere, nor unfold in our memory.
             async with self._session.request(
-                method, pod.admin_url + path, data=body, headers=await self._headers(owner), timeout=TIMEOUT
+                method,
+                pod.admin_url + path,
+                data=body,
+                headers={"Accept-Encoding": "identity", **await self._headers(owner)},
+                timeout=TIMEOUT,
+                allow_redirects=False,
+                auto_decompress=False,
             ) as response:
-                answer = await response.read()
+                answer = await _bounded(response)
+                if answer is None:
+                    return Failure(f"{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                if 300 <= response.status < 400:
+                    return Failure(f"{path}: HTTP {response.status}, and redirects are not followed")
+                if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                    return Failure(f"{path}: the answer is compressed ({encoding[:40]}), and nobody asked for that")
                 if response.status >= 400:
                     told = f"{path}: HTTP {response.status} {answer[:200].decode(errors='replace')}".rstrip()
                     return Failure(told, is_key_refused=response.status == 401)
@@ -96,3 +111,15 @@ class HttpReplicas:
         secret = await self._cluster.get("Secret", owner.namespace, owner.admin_key.name)
         data = (secret or {}).get("data", {}).get(owner.admin_key.key)
         return {} if data is None else {"Authorization": f"Bearer {base64.b64decode(data).decode().strip()}"}
+
+
+async def _bounded(response: ClientResponse) -> bytes | None:
+    """The body; None where it is longer than `MAX_ANSWER_BYTES`, and the rest is not read."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            response.close()
+            return None
+        parts.append(part)
+    return b"".join(parts)
