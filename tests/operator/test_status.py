@@ -117,6 +117,39 @@ def test_pods_that_cannot_be_made_are_no_mere_wait() -> None:
     assert condition(world, "Ready") == ("False", "FailedCreate")
 
 
+NO_ROOM = replica("b", ready=False, problem=Problem("Unschedulable", "0/2 nodes are available"))
+LAST_GPU = {"template": {"rollout": {"maxSurge": 0, "maxUnavailable": 1}}}
+
+
+def progress(world: Observation, **spec: Any) -> tuple[str, str]:
+    """Reason and message of `Progressing`, which is True."""
+    found = report(world, **spec).condition("Progressing")
+    assert found is not None
+    assert found.status == "True"
+    return found.reason, found.message
+
+
+def test_a_rollout_that_waits_for_room_says_for_whom_and_what_would_do_without() -> None:
+    """With no place to spare it would never end, and nothing else would tell why."""
+    rolling = seen(replica("a", load(generation=1)), NO_ROOM, rolling=True)
+    reason, message = progress(rolling)
+    assert reason == "WaitsForRoom"
+    assert message.startswith("b waits for room: 0/2 nodes are available; spec.template.rollout with maxSurge 0")
+    assert progress(rolling, **LAST_GPU) == ("WaitsForRoom", "b waits for room: 0/2 nodes are available")
+    assert progress(seen(NO_ROOM))[0] == "Starting"
+
+
+def test_waiting_for_the_place_of_a_replica_that_drains_is_no_trouble() -> None:
+    """Every rollout without a spare place looks like that for as long as a replica drains; longer, it is one."""
+    drains = replica("a", terminating=True, node="n1")
+    world = seen(drains, NO_ROOM, deployed=1, makes_room=True)
+    assert progress(world, **LAST_GPU) == ("WaitsForRoom", "b waits for room, which a replica that drains will leave")
+    assert condition(world, "Degraded", **LAST_GPU) == ("False", "AsExpected")
+    assert condition(replace(world, makes_room=False), "Degraded", **LAST_GPU) == ("True", "Unschedulable")
+    broken = seen(drains, NO_ROOM, pending("c", problem="CrashLoopBackOff"), makes_room=True)
+    assert condition(broken, "Degraded", **LAST_GPU) == ("True", "CrashLoopBackOff")
+
+
 def test_integrations_that_the_cluster_does_not_know_are_named() -> None:
     """A condition of its own: serving goes on without them."""
     asked = {"integrations": {"podMonitor": {}}}
@@ -161,7 +194,7 @@ def written(loads: Sequence[LoadReport], tick: float = 2.0) -> list[float]:
 
 @pytest.mark.parametrize("rate", [0.5, 5.0, 50.0])
 def test_steady_load_is_hardly_ever_written(rate: float) -> None:
-    """Poisson arrivals at one rate, ten minutes long, seen every two seconds: a write in minutes, never one a minute."""
+    """Poisson arrivals at one rate, ten minutes long, seen every two seconds: written less than once a minute."""
     counts = [len(written(steady(random.Random(seed), rate))) for seed in range(4)]
     assert sum(counts) / len(counts) <= 6, counts
     assert max(counts) < 10

@@ -28,8 +28,8 @@ ITEMS_PER_THREAD = 4
 def heads_together(batch: RaggedBatch, num_heads: int, num_kv_heads: int, num_threads: int) -> int:
     """How many KV heads of a tile one thread takes at once.
 
-    The heads of a block lie side by side. Read one after the other they are a stream that the processor runs ahead of;
-    read head by head it waits for each block anew (a third of the time of a decode step's attention).
+    The heads of a block lie side by side: read one after the other they are a stream, head by head they are scattered
+    pieces, and a decode step's attention takes a third longer.
     """
     rows = batch.tiles[:, 1]
     most = MOST_QUERIES * num_kv_heads // (int(rows.max()) * num_heads)
