@@ -78,11 +78,17 @@ def helm(*arguments: str, check: bool = True, **environment: str) -> subprocess.
 
 
 def template(
-    values: Mapping[str, Any], *, kubernetes: str = NEW, release: str = "smartspec", chart: Path = CHART, only: str = ""
+    values: Mapping[str, Any],
+    *,
+    kubernetes: str = NEW,
+    release: str = "smartspec",
+    chart: Path = CHART,
+    only: str = "",
+    namespace: str = NAMESPACE,
 ) -> subprocess.CompletedProcess[str]:
     """`helm template`, its hooks included; it may fail."""
     return helm(
-        "template", release, str(chart), "--namespace", NAMESPACE, "--kube-version", kubernetes,
+        "template", release, str(chart), "--namespace", namespace, "--kube-version", kubernetes,
         *(word for key, value in values.items() for word in ("--set-json", f"{key}={json.dumps(value)}")),
         *(("--show-only", only) if only else ()),
         check=False,

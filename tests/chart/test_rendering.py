@@ -1,12 +1,14 @@
 """What `helm template` makes of many values: every object of every rendering is one that a careful cluster takes."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
-from charts import CHART, NAMESPACE, NEW, OLD, VALUES, Manifest, helm, kinds, one, render
+from charts import CHART, NAMESPACE, NEW, OLD, VALUES, Manifest, helm, kinds, one, render, template
 from smartspec_operator.resource import FIELD_MANAGER, LABEL_MANAGED_BY, LABEL_NAME
 
 LONG = "a" * 53
@@ -99,6 +101,32 @@ def test_any_release_name_will_do(release: str) -> None:
     """Names that are derived of the longest still fit."""
     everything = VALUES["policies"] | VALUES["monitoring"] | {"replicas": 2}
     test_objects_are_named_placed_and_labelled(render(everything, release=release))
+
+
+@pytest.mark.parametrize("word", ["2024", "on", "yes", "null", "0x1f", "1e3"])
+def test_a_name_that_looks_like_something_else_stays_a_name(word: str) -> None:
+    """A number, a truth value or nothing, where YAML reads it: all objects are those of any other name."""
+
+    def made(name: str) -> list[str]:
+        """All objects under *name*, as JSON; checksums are of the text, and differ with it."""
+        monitoring = {"podMonitors": {"operator": True, "replicas": True}, "dashboard": {"enabled": True}}
+        values = {
+            "replicas": 2,
+            "watchNamespace": name,
+            "serviceAccount": {"name": name},
+            "priorityClassName": name,
+            "imagePullSecrets": [{"name": name}],
+            "rbac": {"adminKeys": "named", "adminKeyNames": [name]},
+            "networkPolicy": {"replicaNamespaces": [name, "other"]},
+            "podLabels": {"team": name},
+            "monitoring": monitoring | {"dashboard": {"enabled": True, "namespace": name}},
+        }
+        done = template(values, release=name, namespace=name)
+        assert done.returncode == 0, done.stderr
+        text = re.sub(r"checksum/\w+: \w+", "", done.stdout)
+        return [json.dumps(document, sort_keys=True) for document in yaml.safe_load_all(text) if document]
+
+    assert made(word) == [document.replace("a-word", word) for document in made("a-word")]
 
 
 def test_a_budget_needs_two(kubernetes: str) -> None:

@@ -46,6 +46,8 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("valueFrom", {"extraEnv": [{"name": "A", "valueFrom": {}}]}),
     ("extraEnv", {"extraEnv": {"A": "1"}}),
     ("maxUnavailable", {"podDisruptionBudget.maxUnavailable": 0}),
+    ("maxUnavailable", {"podDisruptionBudget.maxUnavailable": "999%"}),
+    ("maxUnavailable", {"podDisruptionBudget.maxUnavailable": "0%"}),
     ("apiServerPorts", {"networkPolicy.egress.apiServerPorts": [0]}),
     ("interval", {"monitoring.podMonitors.interval": "soon"}),
     ("grafana", {"monitoring.grafana": {}}),

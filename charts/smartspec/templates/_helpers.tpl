@@ -6,14 +6,14 @@
 
 {{- define "smartspec.selector" -}}
 app.kubernetes.io/name: smartspec-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: controller
 {{- end -}}
 
 {{/* Labels of an object; call with (dict "context" $ "component" "..."). */}}
 {{- define "smartspec.labels" -}}
 app.kubernetes.io/name: smartspec-operator
-app.kubernetes.io/instance: {{ .context.Release.Name }}
+app.kubernetes.io/instance: {{ .context.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 app.kubernetes.io/part-of: smartspec
 app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
