@@ -66,6 +66,14 @@ CASES: tuple[Case, ...] = (
     Case("no time to go", "schema", "spec.template.terminationGracePeriodSeconds", _template(
         terminationGracePeriodSeconds=0
     )),
+    Case("fewer than none ahead", "schema", "spec.template.rollout.maxSurge", _template(rollout={"maxSurge": -1})),
+    Case("more than all away", "schema", "spec.template.rollout.maxUnavailable", _template(
+        rollout={"maxUnavailable": "101%"}
+    )),
+    Case("a number in quotes", "schema", "spec.template.rollout.maxUnavailable", _template(
+        rollout={"maxUnavailable": "1"}
+    )),
+    Case("a rollout as text", "schema", "spec.template.rollout", _template(rollout="Recreate")),
     Case("a cache without a size", "schema", "spec.storage.cache.size", {"storage": {"cache": {"size": "lots"}}}),
     Case("a pool without a picker", "schema", "spec.integrations.inferencePool.endpointPicker", {
         "integrations": {"inferencePool": {}},
@@ -118,6 +126,12 @@ CASES: tuple[Case, ...] = (
         "storage": {"cache": {"sizeLimit": "1Gi", "claimName": "weights"}},
     }),
     Case("a volume of our name", "rule", "spec.template.volumes", _template(volumes=[{"name": "tmp", "emptyDir": {}}])),
+    Case("a rollout that cannot move", "rule", "spec.template.rollout.maxUnavailable", _template(
+        rollout={"maxSurge": 0}
+    )),
+    Case("a rollout of no percent", "rule", "spec.template.rollout.maxUnavailable", _template(
+        rollout={"maxSurge": "0%", "maxUnavailable": "0%"}
+    )),
     Case("a key in plain sight", "rule", "spec.template.env", _env(name="SMARTSPEC_API_KEY", value="hunter2")),
     Case("the node's own disk", "operator", "spec.template.volumes", _template(
         volumes=[{"name": "root", "hostPath": {"path": "/"}}]

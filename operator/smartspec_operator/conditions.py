@@ -6,6 +6,7 @@ from types import MappingProxyType
 from smartspec_operator.integrations import integrated
 from smartspec_operator.reported import Condition
 from smartspec_operator.resource import SmartSpec
+from smartspec_operator.rules import NOTHING
 from smartspec_operator.world import Failure, Observation, PolicyDecision, Problem, ScalingDecision
 
 
@@ -22,7 +23,7 @@ def conditions(
     degraded = _degraded(owner, seen)
     parts = [
         available,
-        _progressing(seen, scale),
+        _progressing(owner, seen, scale),
         degraded,
         _metrics_available(seen),
         _policy_applied(seen, policy, refusals),
@@ -51,7 +52,16 @@ def _available(seen: Observation, scale: ScalingDecision) -> Condition:
     return Condition("Available", "False", "NoReplicaReady", message)
 
 
-def _progressing(seen: Observation, scale: ScalingDecision) -> Condition:
+def _progressing(owner: SmartSpec, seen: Observation, scale: ScalingDecision) -> Condition:
+    homeless = next((replica.pod for replica in seen.pending if replica.unschedulable), None)
+    if homeless is not None and (seen.rolling or seen.makes_room):
+        why = "" if homeless.problem is None else homeless.problem.message
+        message = f"{homeless.name} waits for room: {why}".removesuffix(": ")
+        if seen.makes_room:
+            message = f"{homeless.name} waits for room, which a replica that drains will leave"
+        elif owner.spec.template.rollout.max_unavailable in NOTHING:
+            message += "; spec.template.rollout with maxSurge 0 and maxUnavailable 1 would do without a spare place"
+        return Condition("Progressing", "True", "WaitsForRoom", message)
     if seen.rolling:
         return Condition("Progressing", "True", "Rolling", "replicas are being replaced")
     if scale.victims or scale.replicas > scale.desired:
@@ -75,6 +85,8 @@ def _degraded(owner: SmartSpec, seen: Observation) -> Condition:
         )
         return Condition("Degraded", "True", "CacheNotShared", message)
     for replica in seen.replicas:
+        if replica.unschedulable and seen.makes_room:  # a rollout that ends replicas first looks like this each time
+            continue
         if replica.pod.problem is not None and not replica.pod.terminating:
             return _troubled(owner, replica.pod.problem, f"{replica.pod.name}: ")
     if seen.problem is not None:

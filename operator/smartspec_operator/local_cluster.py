@@ -133,7 +133,11 @@ class LocalCluster:
             template = deployment["spec"]["template"]
             revision = _digest(template)
             states = [_state(pod) for pod in self._pods.values()]
-            plan = local_rollout.plan(states, replicas=deployment["spec"]["replicas"], revision=revision)
+            replicas = deployment["spec"]["replicas"]
+            surge, away = local_rollout.bounds(deployment["spec"].get("strategy", {}), replicas)
+            plan = local_rollout.plan(
+                states, replicas=replicas, revision=revision, max_surge=surge, max_unavailable=away
+            )
             self._end(plan.end)
             for _ in range(plan.start):
                 self._start(f"{name}-{revision[:5]}-{self._num_created}", revision, template)

@@ -58,6 +58,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         service=service,
         deployed_replicas=None if deployment is None else deployment["spec"].get("replicas", 1),
         rolling=deployment is not None and _is_rolling(deployment),
+        makes_room=any(_makes_room(manifest, now) for manifest in pods),
         problem=None if trouble is None else in_terms_of(owner, trouble),
         shared_cache=not any(_is_stuck(pod, now) for pod in live) or await _is_cache_shared(owner, cluster),
         admin_key_version=_version(secret, owner.admin_key.key),
@@ -140,6 +141,12 @@ def _is_rolling(deployment: Manifest) -> bool:
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return True
     return bool(status.get("replicas", 0) > status.get("updatedReplicas", 0))
+
+
+def _makes_room(manifest: Manifest, now: datetime) -> bool:
+    """Whether a pod that ends has a place on a node yet. One of a lost node never goes: it has a deadline."""
+    by_when, phase = manifest["metadata"].get("deletionTimestamp"), manifest.get("status", {}).get("phase")
+    return by_when is not None and "nodeName" in manifest["spec"] and phase != "Failed" and now < moment(by_when)
 
 
 def _version(secret: Manifest | None, key: str) -> str | None:

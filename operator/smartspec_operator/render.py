@@ -147,6 +147,7 @@ def _victim(owner: SmartSpec, pod: str) -> Manifest:
 
 
 def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, image: str) -> Manifest:
+    rollout = owner.spec.template.rollout
     annotations = {ANNOTATION_MODEL: owner.spec.model.source}
     if scale.recommendations:
         annotations[ANNOTATION_RECOMMENDATIONS] = encode(scale.recommendations)
@@ -163,7 +164,10 @@ def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, ima
         "spec": {
             "replicas": scale.replicas,
             "selector": {"matchLabels": owner.labels},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": rollout.max_unavailable, "maxSurge": rollout.max_surge},
+            },
             "progressDeadlineSeconds": 1800,  # weights are large: a replica may load for many minutes
             "revisionHistoryLimit": 3,
             "template": {

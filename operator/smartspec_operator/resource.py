@@ -60,6 +60,9 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 StabilizationSeconds = Annotated[int, Meta(ge=0, le=3600)]
 Replicas = Annotated[int, Meta(ge=0, le=1000)]
 ScaledReplicas = Annotated[int, Meta(ge=1, le=1000)]
+PodsOrPercent = (
+    Annotated[int, Meta(ge=0, le=1000)] | Annotated[str, Meta(max_length=4, pattern=r"^(0|[1-9][0-9]?|100)%$")]
+)
 
 
 class InvalidSpecError(ValueError):
@@ -133,6 +136,13 @@ class ServerSpec(_Part, frozen=True):
     admin_key_secret_ref: SecretKey | None = None
 
 
+class RolloutSpec(_Part, frozen=True):
+    """How replicas are replaced, as in a Deployment: so many more than wanted meanwhile, so many fewer."""
+
+    max_surge: PodsOrPercent = 1
+    max_unavailable: PodsOrPercent = 0
+
+
 class TemplateSpec(_Part, frozen=True):
     """What the replicas' pods look like beyond the model; Kubernetes' own types, passed through."""
 
@@ -151,6 +161,7 @@ class TemplateSpec(_Part, frozen=True):
     priority_class_name: ObjectName | None = None
     annotations: dict[str, str] = field(default_factory=dict)
     termination_grace_period_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 330
+    rollout: RolloutSpec = RolloutSpec()
 
 
 class CacheSpec(_Part, frozen=True):

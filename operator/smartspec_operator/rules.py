@@ -11,6 +11,7 @@ MAX_NAME_LENGTH = 50
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LEADS_OUT = re.compile(r"(^|/)[.][.](/|$)")
 OUR_VOLUMES = frozenset({"cache", "tmp", "policy"})
+NOTHING = frozenset({0, "0%"})
 OUR_VARIABLES = frozenset({"SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"})
 
 
@@ -66,6 +67,10 @@ def violations(name: str, spec: Spec, running_source: str | None = None) -> list
         (
             not OUR_VARIABLES & {variable.get("name") for variable in template.env},
             "spec.template.env: keys come from spec.server.apiKeySecretRef and adminKeySecretRef",
+        ),
+        (
+            not {template.rollout.max_surge, template.rollout.max_unavailable} <= NOTHING,
+            "spec.template.rollout.maxUnavailable: must not be 0 where maxSurge is 0, or no replica is ever replaced",
         ),
     ]
     return [message for holds, message in rules if not holds]

@@ -12,6 +12,7 @@ from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.resource import Manifest
 
 T = TypeVar("T")
+UNSCHEDULABLE = "Unschedulable"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Replica:
         return self.load is not None and self.load.state == "draining"
 
     @property
+    def unschedulable(self) -> bool:
+        """Whether no node has room for it."""
+        return self.pod.problem is not None and self.pod.problem.reason == UNSCHEDULABLE
+
+    @property
     def serving(self) -> bool:
         """Whether it is ready, and neither drains nor terminates."""
         return self.pod.ready and not self.draining and not self.pod.terminating
@@ -109,16 +115,18 @@ class Observation:
 
     `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now (None: there
     is none), `model_source` the model it was made for, `rolling` whether it replaces pods, `problem` why pods cannot be
-    made at all. `shared_cache` is False where the cache's claim can be used on one node only. `admin_key_version`
-    names the Secret as it is and says nothing of its content; None when there is no such key. `deployed_key_version` is
-    the one that pods are made for, None where that is none or another Secret's. `integrations` are children of optional
-    kinds, `known_kinds` those of these kinds that the cluster has.
+    made at all. `makes_room` is whether a replica that ends, within its time, has a place on a node yet. `shared_cache`
+    is False where the cache's claim can be used on one node only. `admin_key_version` names the Secret as it is and
+    says nothing of its content; None when there is no such key. `deployed_key_version` is the one that pods are made
+    for, None where that is none or another Secret's. `integrations` are children of optional kinds, `known_kinds` those
+    of these kinds that the cluster has.
     """
 
     replicas: tuple[Replica, ...] = ()
     service: Manifest | None = None
     deployed_replicas: int | None = None
     rolling: bool = False
+    makes_room: bool = False
     problem: Problem | None = None
     shared_cache: bool = True
     admin_key_version: str | None = None

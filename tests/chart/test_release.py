@@ -94,6 +94,8 @@ def test_the_notes_say_what_to_type(values: dict[str, Any], tmp_path: Path) -> N
     owner = parse(yaml.safe_load(manifest[1]))
     assert violations(owner.name, owner.spec) == []
     assert ("crds.enabled is false" in notes) is ("crds" in values)
+    where = "namespace models, nor all namespaces" if "watchNamespace" in values else "any namespace of this cluster"
+    assert f"No other release may serve {where}: two operators" in notes
 
 
 @pytest.mark.parametrize("watched", ["", "models"])

@@ -27,6 +27,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "deployment": {
         "metadata": {"labels": {"app.kubernetes.io/managed-by": None}},
         "spec": {
+            "strategy": {"rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 1}},
             "template": {
                 "spec": {
                     "containers": [
@@ -34,7 +35,7 @@ EDITS: dict[str, dict[str, Any]] = {
                         {"name": "miner", "image": "evil:2"},
                     ]
                 }
-            }
+            },
         },
     },
 }
@@ -46,7 +47,8 @@ def wished(kind: str, live: Manifest) -> Any:
     mine = [labels.get("app.kubernetes.io/instance"), labels.get("app.kubernetes.io/managed-by")]
     if kind == "deployment":
         containers = live["spec"]["template"]["spec"]["containers"]
-        return mine, live["spec"]["replicas"], [(c["image"], len(c.get("env", ()))) for c in containers]
+        wish = mine, live["spec"]["replicas"], live["spec"]["strategy"]
+        return wish, [(c["image"], len(c.get("env", ()))) for c in containers]
     if kind == "secret":  # another key is as good
         return mine, sorted(live["data"])
     if kind == "configmap":  # under another number

@@ -104,6 +104,28 @@ def run(cluster: MemoryCluster, fleet: MemoryReplicas | None = None, /, **spec: 
     return asyncio.run(made)
 
 
+@pytest.mark.parametrize(("node", "until", "phase", "expected"), [
+    ("n1", "2026-03-01T12:00:30Z", "Running", True),
+    ("n1", "2026-03-01T11:59:59Z", "Running", False),
+    ("n1", "2026-03-01T12:00:30Z", "Failed", False),
+    (None, "2026-03-01T12:00:30Z", "Pending", False),
+    ("n1", None, "Running", False),
+])  # fmt: skip
+def test_a_pod_that_ends_makes_room_within_its_time(
+    node: str | None, until: str | None, phase: str, expected: bool
+) -> None:
+    """One that never had a place leaves none, nor does one that has ended; one of a lost node stays for ever."""
+    cluster = MemoryCluster()
+    cluster.add_pod("a")
+    made = cluster.objects["Pod", "a"]
+    made["status"]["phase"] = phase
+    made["spec"] |= {} if node is None else {"nodeName": node}
+    made["metadata"] |= {} if until is None else {"deletionTimestamp": until}
+    owner = parse({"metadata": {"name": "demo", "uid": "u"}, "spec": {"model": {"source": "org/model"}}})
+    seen = asyncio.run(observe(owner, cluster, MemoryReplicas(a=load()), NOW))
+    assert seen.makes_room is expected
+
+
 def test_a_first_reconcile_makes_every_child_in_order() -> None:
     """The key comes first, because pods name its version; what pods mount comes before them."""
     cluster = MemoryCluster()

@@ -151,6 +151,14 @@ def test_updates_replace_no_replica_before_another_is_ready() -> None:
     assert children()["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
 
 
+def test_a_rollout_may_do_without_a_spare_place() -> None:
+    """Numbers and percentages are told to the Deployment as they stand in the spec, and roll nothing by themselves."""
+    asked = {"template": {"rollout": {"maxSurge": 0, "maxUnavailable": "50%"}}}
+    strategy = children(**asked)["Deployment"]["spec"]["strategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "50%", "maxSurge": 0}}
+    assert pod(**asked) == pod()
+
+
 def test_a_replica_has_all_its_grace_to_finish_but_the_lame_duck_and_the_exit() -> None:
     """The drain ends before the kubelet kills."""
     template = {"terminationGracePeriodSeconds": 100}

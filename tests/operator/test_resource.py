@@ -35,8 +35,9 @@ def typed_fields(kind: type) -> dict[str, dict[str, Any]]:
     (root,), definitions = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
 
     def walk(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        choices = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
-        found = {**schema, **choices[0]}
+        found = dict(schema)
+        for choice in schema.get("anyOf", ()):  # a number or a text has the bounds of both
+            found |= choice if choice.get("type") != "null" else {}
         if "$ref" in found:
             found = {**definitions[found["$ref"].rpartition("/")[2]], **{k: v for k, v in found.items() if k != "$ref"}}
         yield path, found

@@ -33,6 +33,9 @@ VALID: list[dict[str, Any]] = [
     {"autoscaling": {"maxReplicas": 1}, "replicas": 3},
     {"server": {"maxNumSeqs": 32, "maxNumBatchedTokens": 32}},
     {"storage": {"cache": {"sizeLimit": "1Gi"}}},
+    {"template": {"rollout": {}}},
+    {"template": {"rollout": {"maxSurge": 0, "maxUnavailable": 1}}},
+    {"template": {"rollout": {"maxSurge": "25%", "maxUnavailable": "0%"}}},
     {"template": {"volumes": [{"name": "models"}], "env": [{"name": "X", "value": "1"}]}},
 ]
 INVALID = [(case.says, case.spec) for case in of("rule")]
@@ -186,6 +189,7 @@ def named(*names: str) -> st.SearchStrategy[list[dict[str, Any]]]:
     return st.lists(objects, max_size=3, unique_by=lambda value: value["name"])
 
 
+PODS_OR_PERCENT = st.sampled_from([0, 1, "0%", "100%"])
 ALL_METHODS = ("Auto", "DraftModel", "PromptLookup", "Off")
 SPECS = pick(
     speculation=pick(method=st.sampled_from(ALL_METHODS), draft=st.just(DRAFT)),
@@ -197,6 +201,7 @@ SPECS = pick(
     template=pick(
         volumes=named("models", "cache", "tmp", "policy"),
         env=named("X", "SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"),
+        rollout=pick(maxSurge=PODS_OR_PERCENT, maxUnavailable=PODS_OR_PERCENT),
     ),
 )
 
