@@ -63,8 +63,8 @@ CASES: tuple[Case, ...] = (
     }),
     Case("no upper bound", "schema", "spec.autoscaling.maxReplicas", {"autoscaling": {"minReplicas": 1}}),
     Case("a batch of nobody", "schema", "spec.server.maxNumSeqs", {"server": {"maxNumSeqs": 0}}),
-    Case("no time to go", "schema", "spec.template.terminationGracePeriodSeconds", _template(
-        terminationGracePeriodSeconds=0
+    Case("no time to drain", "schema", "spec.template.terminationGracePeriodSeconds", _template(
+        terminationGracePeriodSeconds=30
     )),
     Case("fewer than none ahead", "schema", "spec.template.rollout.maxSurge", _template(rollout={"maxSurge": -1})),
     Case("more than all away", "schema", "spec.template.rollout.maxUnavailable", _template(

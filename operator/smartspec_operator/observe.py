@@ -2,13 +2,13 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smartspec_operator.cluster import Cluster, controller_of
-from smartspec_operator.recollect import in_force
+from smartspec_operator.recollect import in_force, scaled
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.resource import (
     ADMIN_KEY_VARIABLE,
@@ -36,6 +36,11 @@ from smartspec_operator.world import (
 STUCK_SECONDS = 120.0
 """A pod that has a node and no address for so long waits for something that only its claim or its Events tell."""
 SHARED = frozenset({"ReadWriteMany", "ReadOnlyMany"})
+ENDED = frozenset({"Failed", "Succeeded"})
+"""Phases that no pod leaves: it was evicted, refused by its node, or went with it. Its ReplicaSet makes another at once
+and leaves this one lying, and its address may be another pod's by now: no replica, and nobody to ask."""
+LATELY_SECONDS = 600.0
+"""How long a pod that has ended explains why there are too few: one of last week does not explain today's."""
 
 
 async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: datetime) -> Observation:
@@ -49,14 +54,18 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         cluster.get("Secret", owner.namespace, owner.admin_key.name),
         cluster.list("Pod", owner.namespace, owner.labels),
     )
-    trouble = deployment_problem(deployment)
+    deployed = None if deployment is None else deployment["spec"].get("replicas", 1)
     settings, tuning = in_force(owner, config_map, now)
-    live = [_told(owner, read_pod(manifest), now) for manifest in pods]
+    decided, records = scaled(owner, deployment)
+    live = [_told(owner, read_pod(manifest), now) for manifest in pods if not _has_ended(manifest)]
+    trouble = deployment_problem(deployment)
+    if trouble is None and sum(not pod.terminating for pod in live) < (deployed or 0):
+        trouble = _loss([read_pod(manifest) for manifest in pods if _has_ended(manifest)], now)
     seen = await asyncio.gather(*(_ask(owner, pod, replicas) for pod in live))
     return Observation(
         replicas=tuple(sorted(seen, key=lambda replica: replica.pod.name)),
         service=service,
-        deployed_replicas=None if deployment is None else deployment["spec"].get("replicas", 1),
+        deployed_replicas=deployed,
         rolling=deployment is not None and _is_rolling(deployment),
         makes_room=any(_makes_room(manifest, now) for manifest in pods),
         problem=None if trouble is None else in_terms_of(owner, trouble),
@@ -70,7 +79,8 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
             settings=settings,
             tuning=tuning,
             recommendations=decode(_annotation(deployment, ANNOTATION_RECOMMENDATIONS), tuple[Recommendation, ...], ()),
-            scaling=owner.status.scaling_history,
+            replicas=decided,
+            scaling=records,
         ),
     )
 
@@ -95,6 +105,19 @@ def _told(owner: SmartSpec, pod: Pod, now: datetime) -> Pod:
         text = f"on node {pod.node}, without an address: a volume or the network is missing, kubectl describe tells"
         return replace(pod, problem=Problem("Stuck", text))
     return pod
+
+
+def _has_ended(manifest: Manifest) -> bool:
+    return manifest.get("status", {}).get("phase") in ENDED
+
+
+def _loss(ended: Sequence[Pod], now: datetime) -> Problem | None:
+    """What became of the newest of those that have ended, where it tells and is no old story."""
+    horizon = now - timedelta(seconds=LATELY_SECONDS)
+    newest = max((pod for pod in ended if pod.problem and pod.since > horizon), key=lambda p: p.since, default=None)
+    if newest is None or newest.problem is None:
+        return None
+    return Problem(newest.problem.reason, f"{newest.name}: {newest.problem.message}".removesuffix(": "))
 
 
 def _is_stuck(pod: Pod, now: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""The policy in force, read back: from its ConfigMap, or from the status where others laid hands on that."""
+"""What was decided, read back: from the children that were written by it, or from the status where that tells more."""
 
 from datetime import datetime
 from typing import get_args
@@ -7,8 +7,9 @@ import msgspec
 
 from smartspec.policy.settings import PolicyName, PolicySettings, decode_settings
 from smartspec_operator.foreign import is_ours
-from smartspec_operator.resource import ANNOTATION_TUNING, POLICY_FILE, Manifest, SmartSpec
-from smartspec_operator.world import TuningState, decode
+from smartspec_operator.reported import ScalingRecord
+from smartspec_operator.resource import ANNOTATION_DECIDED, ANNOTATION_TUNING, POLICY_FILE, Manifest, SmartSpec
+from smartspec_operator.world import Decided, TuningState, decode
 
 LARGEST = 2**53
 """A foreign number beyond this is nonsense: there would be none left after it."""
@@ -33,6 +34,22 @@ def in_force(owner: SmartSpec, config_map: Manifest | None, now: datetime) -> tu
         reason = "as it was, under a new number: a foreign policy had taken it"
         reported = msgspec.structs.replace(reported, generation=found.generation + 1, reason=reason)
     return reported, tuning or _guessed(owner, reported, now)
+
+
+def scaled(owner: SmartSpec, deployment: Manifest | None) -> tuple[int | None, tuple[ScalingRecord, ...]]:
+    """How many replicas were decided last, None where no Deployment of ours tells; and the last decisions about them.
+
+    The status gets a decision after the Deployment: where that failed, the Deployment alone has its record.
+    """
+    records = owner.status.scaling_history
+    noted = None if deployment is None else (deployment["metadata"].get("annotations") or {}).get(ANNOTATION_DECIDED)
+    if deployment is None or not is_ours(deployment, ("metadata", "annotations", ANNOTATION_DECIDED)):
+        return None, records
+    decided = decode(noted, Decided, Decided())
+    last = decided.record
+    if last is None or any((known.time, known.to_replicas) == (last.time, last.to_replicas) for known in records):
+        return decided.replicas, records
+    return decided.replicas, (*records, last)
 
 
 def _written(config_map: Manifest | None) -> PolicySettings | None:

@@ -16,28 +16,43 @@ def victims(seen: Observation, wanted: int) -> tuple[Replica, ...]:
     return (*seen.draining, *sorted(seen.serving, key=_busyness)[:surplus])
 
 
-def replicas_now(
-    seen: Observation, wanted: int, *, since: datetime | None, now: datetime, timeout_seconds: float
-) -> int:
-    """What to tell the Deployment on the way to *wanted*, decided at *since*.
+def held(
+    seen: Observation, wanted: int, *, since: datetime | None, now: datetime, patience: timedelta
+) -> tuple[Replica, ...]:
+    """The victims that stay for now, on the way to *wanted*, decided at *since*.
 
-    The ReplicaSet controller removes unready pods first, so the number falls as victims become unready; after the
-    timeout it falls regardless, and the pod's own grace period takes over.
+    While one is ready, the ReplicaSet controller would take another. And while it works, ending it would begin the
+    pod's grace period, which cuts an answer that is longer. Neither for longer than *patience*.
     """
+    overdue = since is not None and now - since > patience
+
+    def stays(victim: Replica) -> bool:
+        if victim.pod.ready:
+            return not overdue
+        return is_busy(victim) and now - victim.pod.since <= patience
+
+    return tuple(victim for victim in victims(seen, wanted) if stays(victim))
+
+
+def replicas_now(seen: Observation, wanted: int, stay: tuple[Replica, ...]) -> int:
+    """What to tell the Deployment on the way to *wanted*, while the victims *stay*: it falls as each has drained."""
     deployed = seen.deployed_replicas
     if deployed is None:
         return wanted
     if wanted < deployed:
-        if since is not None and now - since > timedelta(seconds=timeout_seconds):
-            return wanted
-        return min(deployed, wanted + sum(victim.pod.ready for victim in victims(seen, wanted)))
-    drained = sum(not replica.pod.ready for replica in seen.draining)
+        return min(deployed, wanted + len(stay))
+    drained = sum(not replica.pod.ready and replica not in stay for replica in seen.draining)
     if drained:
         # Wanted again while it drained. A drained replica takes no request any more: first it goes, then another comes.
         # Once the Deployment was lowered its pods are more than it asks for, until the controller has caught up.
         live = sum(not replica.pod.terminating for replica in seen.replicas)
         return deployed - drained if live == deployed else deployed
     return wanted
+
+
+def is_busy(replica: Replica) -> bool:
+    """Whether it says that it has requests."""
+    return replica.load is not None and replica.load.num_requests_running + replica.load.num_requests_waiting > 0
 
 
 def _busyness(replica: Replica) -> tuple[int, int, str]:

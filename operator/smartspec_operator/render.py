@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import msgspec
+
 from smartspec.policy.settings import PolicySettings, encode_settings
 from smartspec_operator.integrations import ENGINE, LABEL_ENGINE, integrations
 from smartspec_operator.resource import (
     ADMIN_KEY_VARIABLE,
     ADMIN_PORT_NAME,
     ANNOTATION_ADMIN_KEY,
+    ANNOTATION_DECIDED,
     ANNOTATION_DELETION_COST,
     ANNOTATION_MODEL,
     ANNOTATION_RECOMMENDATIONS,
@@ -21,7 +24,7 @@ from smartspec_operator.resource import (
     SecretKey,
     SmartSpec,
 )
-from smartspec_operator.world import Observation, PolicyDecision, ScalingDecision, encode
+from smartspec_operator.world import Decided, Observation, PolicyDecision, ScalingDecision, encode
 
 ADMIN_PORT = 8001
 SERVICE_PORT = 80
@@ -33,20 +36,23 @@ long it takes a new replica to get its share. A connection costs a handshake, a 
 EXIT_SECONDS = 20
 POLICY_FOLDER = "/etc/smartspec/policy"
 CACHE_FOLDER = "/cache"
-DELETE_FIRST = "-1000"
+DELETE_FIRST, DELETE_LAST = "-1000", "1000"
 
 
 def children(
     owner: SmartSpec, seen: Observation, policy: PolicyDecision, scale: ScalingDecision, *, image: str
 ) -> list[Manifest]:
-    """All children but the key, in the order in which they need each other, and the marks on pods that leave."""
+    """All children but the key, in the order in which they need each other, and the marks on pods that leave.
+
+    The marks come before the Deployment is lowered: its ReplicaSet goes by them.
+    """
     return [
         _policy_config_map(owner, policy),
         _service(owner),
         *integrations(owner, seen.known_kinds),
         *_cache_claim(owner),
+        *(_victim(owner, pod, DELETE_LAST if pod in scale.busy else DELETE_FIRST) for pod in scale.victims),
         _deployment(owner, seen, scale, image),
-        *(_victim(owner, pod) for pod in scale.victims),
     ]
 
 
@@ -74,7 +80,7 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
             arguments += [flag, str(value)]
     if method in ("DraftModel", "Off"):
         arguments.append("--no-prompt-lookup")
-    drain = max(1, spec.template.termination_grace_period_seconds - LAME_DUCK_SECONDS - EXIT_SECONDS)
+    drain = spec.template.termination_grace_period_seconds - LAME_DUCK_SECONDS - EXIT_SECONDS
     flags: dict[str, Any] = {
         "--compile": spec.model.compile.lower(),
         "--policy": owner.policy_name,
@@ -133,22 +139,22 @@ def _cache_claim(owner: SmartSpec) -> list[Manifest]:
     return [{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}]
 
 
-def _victim(owner: SmartSpec, pod: str) -> Manifest:
-    """The mark by which the ReplicaSet controller deletes this pod before others (from Kubernetes 1.22 on)."""
+def _victim(owner: SmartSpec, pod: str, cost: str) -> Manifest:
+    """The mark by which the ReplicaSet controller orders pods that are equally ready (from Kubernetes 1.22 on)."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": pod,
             "namespace": owner.namespace,
-            "annotations": {ANNOTATION_DELETION_COST: DELETE_FIRST},
+            "annotations": {ANNOTATION_DELETION_COST: cost},
         },
     }
 
 
 def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, image: str) -> Manifest:
     rollout = owner.spec.template.rollout
-    annotations = {ANNOTATION_MODEL: owner.spec.model.source}
+    annotations = {ANNOTATION_MODEL: owner.spec.model.source, ANNOTATION_DECIDED: _decided(scale)}
     if scale.recommendations:
         annotations[ANNOTATION_RECOMMENDATIONS] = encode(scale.recommendations)
     pod_annotations = dict(owner.spec.template.annotations)
@@ -176,6 +182,13 @@ def _deployment(owner: SmartSpec, seen: Observation, scale: ScalingDecision, ima
             },
         },
     }
+
+
+def _decided(scale: ScalingDecision) -> str:
+    """The decision as the Deployment keeps it: without what is measured later, which is worth no write of its own."""
+    record = scale.history[-1] if scale.history else None
+    noted = None if record is None else msgspec.structs.replace(record, measured_tokens_per_second=None)
+    return encode(Decided(scale.desired, noted))
 
 
 def admin_key_version(seen: Observation) -> str | None:

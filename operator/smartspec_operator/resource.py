@@ -27,6 +27,7 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 ANNOTATION_MODEL = f"{GROUP}/model"
 ANNOTATION_ADMIN_KEY = f"{GROUP}/admin-key-version"
 ANNOTATION_RECOMMENDATIONS = f"{GROUP}/recommendations"
+ANNOTATION_DECIDED = f"{GROUP}/decided"
 ANNOTATION_TUNING = f"{GROUP}/tuning"
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
@@ -160,7 +161,7 @@ class TemplateSpec(_Part, frozen=True):
     runtime_class_name: ObjectName | None = None
     priority_class_name: ObjectName | None = None
     annotations: dict[str, str] = field(default_factory=dict)
-    termination_grace_period_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 330
+    termination_grace_period_seconds: Annotated[int, Meta(ge=31, le=86_400)] = 330
     rollout: RolloutSpec = RolloutSpec()
 
 

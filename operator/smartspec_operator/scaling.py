@@ -11,9 +11,10 @@ from math import ceil, floor
 from smartspec_operator.capacity import predicted
 from smartspec_operator.fleet import Fleet, attainment, together
 from smartspec_operator.measurement import capacity_shown, completed, has_queue, is_saturated
-from smartspec_operator.removal import replicas_now, victims
+from smartspec_operator.removal import held, is_busy, replicas_now, victims
 from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.resource import AutoscalingSpec, SmartSpec
+from smartspec_operator.rules import NOTHING
 from smartspec_operator.window import extended, stabilised
 from smartspec_operator.world import (
     History,
@@ -34,6 +35,8 @@ GROWTH = 2
 """One decision at most doubles the replicas: demand is known better once they have come."""
 HISTORY_LENGTH = 10
 GAVE_UP = "GaveUp"
+OTHERS_WORK = frozenset({"Unschedulable", "SchedulingGated", "Stuck"})
+"""Problems that others are solving: an autoscaler brings a node, a queue lets the pod in, a volume is attached."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def decide(
     if scale is None:
         wanted = _fixed(owner)
         advice = Advice(wanted, "SpecReplicas", f"spec.replicas asks for {wanted}")
-        return _carried_out(owner, seen, history, policy, current, advice, now=now, timing=timing)
+        return _carried_out(owner, seen, history, policy, current, advice, now=now)
     advice = _advice(owner, scale, seen, history, policy, current, now=now, timing=timing)
     up, down = scale.scale_up_stabilization_seconds, scale.scale_down_stabilization_seconds
     past = extended(history.recommendations, advice.replicas, current=current, now=now, longest_seconds=max(up, down))
@@ -67,9 +70,7 @@ def decide(
         text = f"spec.autoscaling allows {scale.min_replicas} to {scale.max_replicas} replicas"
         advice = replace(advice, reason="Bounds", message=text)
     wanted = bounded
-    decision = _carried_out(
-        owner, seen, history, policy, current, replace(advice, replicas=wanted), now=now, timing=timing
-    )
+    decision = _carried_out(owner, seen, history, policy, current, replace(advice, replicas=wanted), now=now)
     return replace(decision, recommendations=past, active=True)
 
 
@@ -80,7 +81,7 @@ def keep(
     if owner.spec.autoscaling is None or seen.deployed_replicas is None:
         return decide(owner, seen, history, policy, now=now, timing=timing)
     advice = Advice(_current(owner, seen, history), "", "")
-    decision = _carried_out(owner, seen, history, policy, advice.replicas, advice, now=now, timing=timing)
+    decision = _carried_out(owner, seen, history, policy, advice.replicas, advice, now=now)
     return replace(decision, recommendations=history.recommendations, active=True)
 
 
@@ -90,10 +91,14 @@ def _fixed(owner: SmartSpec) -> int:
 
 def _current(owner: SmartSpec, seen: Observation, history: History) -> int:
     """What was decided last; where nothing was, what is deployed, or is about to be."""
-    if seen.deployed_replicas is None:
-        scale = owner.spec.autoscaling
-        return _fixed(owner) if scale is None else scale.min_replicas
-    return history.scaling[-1].to_replicas if history.scaling else seen.deployed_replicas
+    if history.replicas is not None:
+        return history.replicas
+    if history.scaling:
+        return history.scaling[-1].to_replicas
+    if seen.deployed_replicas is not None:
+        return seen.deployed_replicas
+    scale = owner.spec.autoscaling
+    return _fixed(owner) if scale is None else scale.min_replicas
 
 
 def _advice(
@@ -108,7 +113,7 @@ def _advice(
     timing: Timing,
 ) -> Advice:
     """What this moment alone asks for, before any window."""
-    hopeless = [replica for replica in seen.pending if _is_hopeless(replica, now, timing)]
+    hopeless = [replica for replica in seen.pending if _is_hopeless(owner, replica, now, timing)]
     if hopeless and current > scale.min_replicas and not seen.rolling:
         problem = hopeless[0].pod.problem
         why = f": {problem.reason} {problem.message}".rstrip() if problem else " for too long"
@@ -199,10 +204,17 @@ def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> float | N
     return max(point.tokens_per_second, measured) if point is not None else None
 
 
-def _is_hopeless(replica: Replica, now: datetime, timing: Timing) -> bool:
-    limit = timing.pending_timeout_seconds if replica.pod.problem is None else timing.problem_timeout_seconds
-    if replica.load is not None and replica.pod.problem is None:
+def _is_hopeless(owner: SmartSpec, replica: Replica, now: datetime, timing: Timing) -> bool:
+    problem = replica.pod.problem
+    if replica.load is not None:  # it answers: it loads, again after it ended, or is about to be called ready
         limit = timing.loading_timeout_seconds
+    elif problem is None or problem.reason in OTHERS_WORK:
+        limit = timing.pending_timeout_seconds
+    else:
+        limit = timing.problem_timeout_seconds
+    template = owner.spec.template
+    if replica.unschedulable and template.rollout.max_unavailable not in NOTHING:
+        limit += template.termination_grace_period_seconds  # its predecessor may drain for so long, and has its place
     return now - replica.pod.since > timedelta(seconds=limit)
 
 
@@ -220,7 +232,6 @@ def _carried_out(
     advice: Advice,
     *,
     now: datetime,
-    timing: Timing,
 ) -> ScalingDecision:
     """The way from what is deployed to what is wanted, with a record when that is something new."""
     records = completed(owner, seen, policy, history.scaling, now)
@@ -234,16 +245,18 @@ def _carried_out(
             demand_tokens_per_second=None if advice.demand is None else round(advice.demand, 1),
             predicted_tokens_per_second=None if advice.supply is None else round(advice.supply, 1),
         )
-        records = (*records, record)[-HISTORY_LENGTH:]
+        records = (*records, record)
     since = moment(records[-1].time) if records else None
+    # So long those that leave get by themselves, and once more when they are told to end.
+    patience = timedelta(seconds=owner.spec.template.termination_grace_period_seconds)
+    stay = held(seen, advice.replicas, since=since, now=now, patience=patience)
     return ScalingDecision(
         desired=advice.replicas,
-        replicas=replicas_now(
-            seen, advice.replicas, since=since, now=now, timeout_seconds=timing.drain_timeout_seconds
-        ),
+        replicas=replicas_now(seen, advice.replicas, stay),
         victims=tuple(replica.pod.name for replica in victims(seen, advice.replicas)),
+        busy=tuple(replica.pod.name for replica in stay if is_busy(replica)),
         reason=advice.reason,
         message=advice.message,
         active=False,
-        history=records,
+        history=records[-HISTORY_LENGTH:],
     )

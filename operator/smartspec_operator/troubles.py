@@ -20,6 +20,9 @@ MOST = 500
 
 def pod_problem(status: Mapping[str, Any]) -> Problem | None:
     """What stands in the way of the pod with this status; None while it is merely on its way."""
+    has_failed = status.get("phase") == "Failed"  # evicted, refused by its node, or gone with it
+    if has_failed and "reason" in status:  # its containers were killed: how they ended tells less
+        return Problem(status["reason"], status.get("message", "")[:MOST])
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
     for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
         if (found := _container_problem(container, ready)) is not None:
@@ -27,9 +30,7 @@ def pod_problem(status: Mapping[str, Any]) -> Problem | None:
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return Problem(condition.get("reason", "Unschedulable"), condition.get("message", "")[:MOST])
-    if status.get("phase") == "Failed":  # evicted, or its node is gone
-        return Problem(status.get("reason", "Failed"), status.get("message", "")[:MOST])
-    return None
+    return Problem("Failed", status.get("message", "")[:MOST]) if has_failed else None
 
 
 def deployment_problem(deployment: Manifest | None) -> Problem | None:

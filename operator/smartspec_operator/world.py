@@ -100,12 +100,27 @@ class TuningState:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """The decision that a Deployment was written by, in an annotation of it: the status is written later, or never.
+
+    `record` is the last one there is; both are None where nothing is known.
+    """
+
+    replicas: int | None = None
+    record: ScalingRecord | None = None
+
+
+@dataclass(frozen=True)
 class History:
-    """What survives a restart of the operator: read back from status and annotations."""
+    """What survives a restart of the operator: read back from status and annotations.
+
+    `replicas` is how many were decided last; None where only `scaling` may tell.
+    """
 
     settings: PolicySettings | None = None
     tuning: TuningState = TuningState()
     recommendations: tuple[Recommendation, ...] = ()
+    replicas: int | None = None
     scaling: tuple[ScalingRecord, ...] = ()
 
 
@@ -113,13 +128,14 @@ class History:
 class Observation:
     """Everything one reconcile knows.
 
-    `replicas` are all pods, terminating ones too; `deployed_replicas` is what the Deployment asks for now (None: there
-    is none), `model_source` the model it was made for, `rolling` whether it replaces pods, `problem` why pods cannot be
-    made at all. `makes_room` is whether a replica that ends, within its time, has a place on a node yet. `shared_cache`
-    is False where the cache's claim can be used on one node only. `admin_key_version` names the Secret as it is and
-    says nothing of its content; None when there is no such key. `deployed_key_version` is the one that pods are made
-    for, None where that is none or another Secret's. `integrations` are children of optional kinds, `known_kinds` those
-    of these kinds that the cluster has.
+    `replicas` are all pods, terminating ones too, but not those that have ended and only lie there;
+    `deployed_replicas` is what the Deployment asks for now (None: there is none), `model_source` the model it was made
+    for, `rolling` whether it replaces pods, `problem` why pods cannot be made at all, or what ended one that is not
+    replaced yet. `makes_room` is whether a replica that ends, within its time, has a place on a node yet.
+    `shared_cache` is False where the cache's claim can be used on one node only. `admin_key_version` names the Secret
+    as it is and says nothing of its content; None when there is no such key. `deployed_key_version` is
+    the one that pods are made for, None where that is none or another Secret's. `integrations` are children of optional
+    kinds, `known_kinds` those of these kinds that the cluster has.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -189,13 +205,14 @@ class ScalingDecision:
     """Stage two's answer.
 
     `desired` is how many replicas there shall be, `replicas` what the Deployment is told now: more than `desired`
-    while `victims` finish their requests. `history` gains a record when `desired` changes; `active` is whether
-    demand decides, rather than `spec.replicas`.
+    while `victims` finish their requests: those in `busy` still do, and go after all others. `history` gains a record
+    when `desired` changes; `active` is whether demand decides, rather than `spec.replicas`.
     """
 
     desired: int
     replicas: int
     victims: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
     reason: str = ""
     message: str = ""
     active: bool = True
@@ -210,13 +227,13 @@ class Timing:
     tick_seconds: float = 2.0
     tuning_seconds: float = 5.0
     scaling_seconds: float = 15.0
-    pending_timeout_seconds: float = 600.0
+    pending_timeout_seconds: float = 900.0
     problem_timeout_seconds: float = 120.0
     loading_timeout_seconds: float = 3600.0
-    """How long a pod may stay pending, how long one that names a problem, and how long one that says that it loads,
-    before it is given up: weights can be hundreds of gigabytes."""
+    """How long a pod may stay pending, or without a place (a new node with a GPU takes ten minutes), how long one that
+    names a problem of its own, and how long one that says that it loads (weights can be hundreds of gigabytes), before
+    it is given up."""
     retry_seconds: float = 300.0
-    drain_timeout_seconds: float = 300.0
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from smartspec.policy.settings import PolicySettings, encode_settings
-from smartspec_operator.recollect import in_force
-from smartspec_operator.reported import ReportedPolicy, Status, as_manifest
-from smartspec_operator.resource import ANNOTATION_TUNING, SmartSpec, parse
-from smartspec_operator.world import TuningState, encode
+from smartspec_operator.recollect import in_force, scaled
+from smartspec_operator.reported import ReportedPolicy, ScalingRecord, Status, as_manifest
+from smartspec_operator.resource import ANNOTATION_DECIDED, ANNOTATION_TUNING, SmartSpec, parse
+from smartspec_operator.world import Decided, TuningState, encode
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 POLICY = PolicySettings(
@@ -75,6 +75,52 @@ def test_what_has_our_number_is_outnumbered(number: int) -> None:
     assert settings is not None
     assert settings.generation == number + 1
     assert settings.policy == "request"
+
+
+RECORDS = tuple(
+    ScalingRecord(time=f"2026-03-01T1{hour}:00:00Z", from_replicas=hour, to_replicas=hour + 1, reason="Demand")
+    for hour in range(3)
+)
+
+
+def deployment(text: str | None, manager: str = "smartspec-operator") -> dict[str, Any]:
+    """The Deployment with *text* about its last decision, written by *manager*."""
+    fields = {"f:metadata": {"f:annotations": {f"f:{ANNOTATION_DECIDED}": {}}}}
+    annotations = {} if text is None else {ANNOTATION_DECIDED: text}
+    return {
+        "metadata": {
+            "managedFields": [{"manager": manager, "operation": "Apply", "fieldsV1": fields}],
+            "annotations": annotations,
+        }
+    }
+
+
+def scaled_owner(*records: ScalingRecord) -> SmartSpec:
+    """A SmartSpec whose status has these decisions."""
+    return parse(
+        {
+            "metadata": {"name": "demo", "uid": "u"},
+            "spec": {"model": {"source": "m"}},
+            "status": as_manifest(Status(scaling_history=records)),
+        }
+    )
+
+
+def test_the_deployment_has_the_decision_that_the_status_lacks() -> None:
+    """With its record, once: also where the status has learned since what came of it."""
+    text = encode(Decided(3, RECORDS[2]))
+    assert scaled(scaled_owner(*RECORDS[:2]), deployment(text)) == (3, RECORDS)
+    measured = msgspec.structs.replace(RECORDS[2], measured_tokens_per_second=9.0)
+    assert scaled(scaled_owner(*RECORDS[:2], measured), deployment(text)) == (3, (*RECORDS[:2], measured))
+    assert scaled(scaled_owner(), deployment(encode(Decided(1)))) == (1, ())
+
+
+@pytest.mark.parametrize(
+    "live", [None, deployment(None), deployment("7"), deployment("["), deployment(encode(Decided(9)), "kubectl-edit")]
+)
+def test_what_no_deployment_of_ours_says_is_not_known(live: dict[str, Any] | None) -> None:
+    """An older operator's has no word of it, and others' words are none of ours: then the status tells."""
+    assert scaled(scaled_owner(*RECORDS), live) == (None, RECORDS)
 
 
 def test_a_deleted_one_is_remembered_by_the_status() -> None:

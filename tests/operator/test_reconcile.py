@@ -13,8 +13,15 @@ from smartspec.policy.settings import PolicySettings, decode_settings
 from smartspec_operator.cluster import NotOursError
 from smartspec_operator.observe import observe, read_pod
 from smartspec_operator.reconcile import reconcile
-from smartspec_operator.reported import Status
-from smartspec_operator.resource import POLICY_FILE, InvalidSpecError, Manifest, SmartSpec, parse
+from smartspec_operator.reported import ScalingRecord, Status, as_manifest
+from smartspec_operator.resource import (
+    ANNOTATION_DELETION_COST,
+    POLICY_FILE,
+    InvalidSpecError,
+    Manifest,
+    SmartSpec,
+    parse,
+)
 from smartspec_operator.world import Due, Failure, Pod, Timing
 
 
@@ -91,11 +98,14 @@ class MemoryReplicas:
         return None
 
 
-def run(cluster: MemoryCluster, fleet: MemoryReplicas | None = None, /, **spec: Any) -> Status:
-    """One reconcile of a resource with *spec*."""
+def run(
+    cluster: MemoryCluster, fleet: MemoryReplicas | None = None, /, *, status: Status | None = None, **spec: Any
+) -> Status:
+    """One reconcile of a resource with *spec*, and the *status* that was written last."""
     body = {
         "metadata": {"name": "demo", "uid": "u", "generation": 1},
         "spec": {"model": {"source": "org/model"}, **spec},
+        "status": as_manifest(status or Status()),
     }
     made = reconcile(
         parse(body), cluster, fleet or MemoryReplicas(), now=NOW, image="runtime:1", new_key=lambda: "k" * 40,
@@ -227,6 +237,70 @@ def test_a_pod_that_only_waits_is_told_apart_by_its_claim() -> None:
         assert world.shared_cache is shared
         assert world.replicas[0].pod.problem is not None
         assert world.replicas[0].pod.problem.reason == "Stuck"
+
+
+def test_a_decision_stands_though_the_status_was_never_written() -> None:
+    """The Deployment got the second replica, and its record reaches the status with the next write."""
+    cluster, spec = MemoryCluster(), {"autoscaling": {"maxReplicas": 4}}
+    before = ScalingRecord(time="2026-03-01T09:00:00Z", from_replicas=2, to_replicas=1, reason="Spare")
+    old = run(cluster, status=Status(scaling_history=(before,)), **spec)
+    cluster.add_pod("a")
+    queue = load(num_requests_running=8, num_requests_waiting=9, longest_wait_seconds=3.0)
+    lost = run(cluster, MemoryReplicas(a=queue), status=old, **spec)
+    assert [record.reason for record in lost.scaling_history] == ["Spare", "Queue"]
+    cluster.add_pod("b", ready=False)
+    again = run(cluster, MemoryReplicas(a=load(), b=load(state="loading")), status=old, **spec)
+    assert cluster.objects["Deployment", "demo"]["spec"]["replicas"] == 2
+    assert again.scaling_history == lost.scaling_history
+
+
+def test_a_pod_that_has_ended_is_no_replica() -> None:
+    """Nobody asks it or counts it, for its ReplicaSet replaces it; why it ended is told until that has happened."""
+    cluster = MemoryCluster()
+    run(cluster, replicas=2)
+    for name, created, phase in (("a", "11:00", "Running"), ("b", "11:52", "Failed"), ("c", "11:55", "Failed"),
+                                 ("d", "11:58", "Succeeded")):  # fmt: skip
+        cluster.add_pod(name, ready=phase == "Running")
+        pod = cluster.objects["Pod", name]
+        pod["metadata"]["creationTimestamp"] = f"2026-03-01T{created}:00Z"
+        pod["status"] |= {"phase": phase, "reason": "Evicted", "message": f"memory pressure on {name}'s node"}
+    few = run(cluster, MemoryReplicas(a=load()), replicas=2)
+    degraded = few.condition("Degraded")
+    assert few.replicas == 1
+    assert degraded is not None
+    assert (degraded.reason, degraded.message) == ("Evicted", "c: memory pressure on c's node")
+    cluster.add_pod("e")
+    enough = run(cluster, MemoryReplicas(a=load(), e=load()), replicas=2).condition("Degraded")
+    assert enough is not None
+    assert enough.status == "False"
+
+
+def test_a_pod_that_ended_long_ago_explains_nothing() -> None:
+    """It lies there for days: a replica that is missing today is another story."""
+    cluster = MemoryCluster()
+    run(cluster)
+    cluster.add_pod("a", ready=False)
+    cluster.objects["Pod", "a"]["status"] |= {"phase": "Failed", "reason": "Evicted"}
+    degraded = run(cluster).condition("Degraded")
+    assert degraded is not None
+    assert degraded.status == "False"
+
+
+def test_a_victim_that_works_is_marked_to_go_last() -> None:
+    """It stays deployed, behind others that are not ready, until it has answered; the mark comes before the number."""
+    cluster = MemoryCluster()
+    run(cluster, replicas=2)
+    cluster.add_pod("stays")
+    cluster.add_pod("leaves", ready=False)
+    pod = cluster.objects["Pod", "leaves"]
+    pod["status"]["conditions"][0]["lastTransitionTime"] = "2026-03-01T11:59:00Z"
+    works = load(state="draining", num_requests_running=1)
+    for report, cost, deployed in ((works, "1000", 2), (load(state="draining"), "-1000", 1)):
+        cluster.objects["Pod", "leaves"] = pod
+        run(cluster, MemoryReplicas(stays=load(), leaves=report), replicas=1)
+        assert cluster.objects["Pod", "leaves"]["metadata"]["annotations"][ANNOTATION_DELETION_COST] == cost
+        assert cluster.objects["Deployment", "demo"]["spec"]["replicas"] == deployed
+    assert cluster.applied[-2:] == ["Pod", "Deployment"]
 
 
 def test_victims_are_marked_and_drained_once() -> None:

@@ -163,6 +163,8 @@ def test_a_replica_has_all_its_grace_to_finish_but_the_lame_duck_and_the_exit() 
     """The drain ends before the kubelet kills."""
     template = {"terminationGracePeriodSeconds": 100}
     assert pod(template=template)["terminationGracePeriodSeconds"] == 100
+    least = {"terminationGracePeriodSeconds": 31}
+    assert flag("--drain-timeout", template=least) == "1"
     assert int(flag("--drain-timeout", template=template)) + int(flag("--lame-duck", template=template)) < 100
 
 

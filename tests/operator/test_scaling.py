@@ -1,5 +1,6 @@
 """Stage two: when replicas come and go, and every reason why they stay."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,7 +15,9 @@ from smartspec_operator.world import (
     History,
     Observation,
     PolicyDecision,
+    Problem,
     Recommendation,
+    Replica,
     ScalingDecision,
     Timing,
     timestamp,
@@ -163,19 +166,48 @@ def test_speculation_that_is_cut_keeps_the_replicas() -> None:
 def test_hopeless_replicas_are_given_up_and_not_tried_again_at_once() -> None:
     """A replica that cannot start is taken back without a window, and demand waits before it asks for it again."""
     full = fleet(1, 850.0, requests_per_second=15.0).replicas
-    stuck = seen(*full, pending("new", age=130, problem="Unschedulable"))
+    stuck = seen(*full, pending("new", age=130, problem="CrashLoopBackOff"))
     given_up = decide(stuck, long_at(2))
     assert (given_up.desired, given_up.replicas, given_up.reason) == (1, 1, "GaveUp")
-    assert "new is pending: Unschedulable" in given_up.message
+    assert "new is pending: CrashLoopBackOff" in given_up.message
     past = history(*given_up.history, recommendations=given_up.recommendations)
     assert decide(seen(*full), past, after=60).reason == "BackingOff"
     assert decide(seen(*full), past, after=301).desired == 2
 
 
-def test_a_replica_that_is_slow_but_healthy_is_waited_for() -> None:
-    """Loading weights takes minutes: a pending pod without a problem is not given up so early."""
+def test_who_waits_for_the_place_of_a_replica_that_drains_is_no_hopeless_case() -> None:
+    """A rollout without a spare place ends a replica first, and that may take all of its grace period."""
     full = fleet(1, 850.0, requests_per_second=15.0).replicas
-    assert decide(seen(*full, pending("new", age=130)), long_at(2)).desired == 2
+    grace = {"terminationGracePeriodSeconds": 1000}
+    world = seen(*full, pending("new", age=Timing().pending_timeout_seconds + 900, problem="Unschedulable"))
+    drained_first = {"rollout": {"maxSurge": 0, "maxUnavailable": 1}, **grace}
+    assert decide(world, long_at(2), template=drained_first, **AUTOSCALED).desired == 2
+    assert decide(world, long_at(2), template=grace, **AUTOSCALED).reason == "GaveUp"
+
+
+LOADING = load(state="loading")
+
+
+@pytest.mark.parametrize(
+    ("new", "seconds"),
+    [
+        (pending("new"), 900),
+        (pending("new", problem="Unschedulable"), 900),
+        (pending("new", problem="SchedulingGated"), 900),
+        (pending("new", problem="Stuck"), 900),
+        (pending("new", problem="ImagePullBackOff"), 120),
+        (replica("new", Failure("timeout"), ready=False, problem=Problem("OOMKilled")), 120),
+        (replica("new", LOADING, ready=False), 3600),
+        (replica("new", LOADING, ready=False, problem=Problem("CrashLoopBackOff")), 3600),
+        (replica("new", load(), ready=False, problem=Problem("CrashLoopBackOff")), 3600),
+    ],
+)
+def test_a_replica_is_given_up_when_nobody_works_on_it(new: Replica, seconds: float) -> None:
+    """A node for it takes ten minutes, weights take longer, also after a crash; a problem of its own stays one."""
+    full = fleet(1, 850.0, requests_per_second=15.0).replicas
+    for age, expected in ((seconds - 1, 2), (seconds + 1, 1)):
+        waiting = replace(new, pod=replace(new.pod, since=later(-age)))
+        assert decide(seen(*full, waiting), long_at(2)).desired == expected
 
 
 def test_bounds_hold_whatever_is_recommended() -> None:
@@ -205,6 +237,30 @@ def test_a_first_reconcile_begins_with_the_fewest() -> None:
     """Before there is a Deployment there is nothing to scale by, and nothing to record."""
     decision = decide(Observation(), History(), autoscaling={"minReplicas": 2, "maxReplicas": 4})
     assert (decision.desired, decision.replicas, decision.history) == (2, 2, ())
+
+
+def test_a_decision_that_the_status_never_got_stands() -> None:
+    """The Deployment knows better than the history, and whoever scales it by hand is overruled all the same."""
+    past = replace(long_at(2), replicas=4)
+    assert decide(fleet(4, 700.0), past).desired == 4
+    for world in (fleet(4, 700.0), seen(*fleet(2, 700.0).replicas, deployed=7)):
+        kept = scaling.keep(smartspec(**AUTOSCALED), world, past, policy(PRIORS), now=NOW, timing=Timing())
+        assert (kept.desired, kept.replicas) == (4, 4)
+
+
+def test_a_deployment_that_somebody_deleted_comes_back_as_it_was() -> None:
+    """What was decided for it is remembered, and demand has not gone with it."""
+    assert decide(Observation(), long_at(4)).desired == 4
+
+
+def test_a_victim_has_the_specs_grace_period_to_answer() -> None:
+    """It is named as busy while it works, and told to end when that time is over."""
+    works = replica("b", load(state="draining", num_requests_running=1), ready=False, since=later(-400))
+    world, spec = seen(replica("a", AT_REST), works), {**AUTOSCALED, "template": {"terminationGracePeriodSeconds": 500}}
+    kept = scaling.keep(smartspec(**spec), world, long_at(1), policy(), now=NOW, timing=Timing())
+    assert (kept.replicas, kept.victims, kept.busy) == (2, ("b",), ("b",))
+    late = scaling.keep(smartspec(**AUTOSCALED), world, long_at(1), policy(), now=NOW, timing=Timing())
+    assert (late.replicas, late.victims, late.busy) == (1, ("b",), ())
 
 
 def test_between_decisions_a_drain_is_carried_on() -> None:

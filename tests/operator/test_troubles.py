@@ -45,6 +45,8 @@ POD_CASES: list[tuple[dict[str, Any], Problem | None]] = [
     (container(state=died("")), Problem("CrashLoopBackOff", "exit status 1")),
     (container(state=waits("CrashLoopBackOff"), lastState=died(HUB)), Problem("ModelDownloadFailed", HUB)),
     ({"phase": "Failed", "reason": "Evicted", "message": "disk"}, Problem("Evicted", "disk")),
+    ({"phase": "Failed", "reason": "Evicted", **container(state=died("", exitCode=137))}, Problem("Evicted")),
+    ({"phase": "Failed"}, Problem("Failed")),
     (
         {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}]},
         Problem("Unschedulable", "no GPU"),
