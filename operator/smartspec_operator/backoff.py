@@ -24,14 +24,17 @@ class Refusal:
     circumstances: tuple[str, ...]
     times: int
     until: float
+    message: str = ""
 
 
-def refused(reason: str, circumstances: tuple[str, ...], before: Refusal | None, now: float) -> Refusal:
+def refused(
+    reason: str, circumstances: tuple[str, ...], before: Refusal | None, now: float, message: str = ""
+) -> Refusal:
     """One more refusal after the one *before*; the first one where reason or circumstances have changed."""
     again = before is not None and (before.reason, before.circumstances) == (reason, circumstances)
     times = before.times + 1 if again and before is not None else 1
     longest = LONGEST_SECONDS if reason == "InvalidSpec" else ELSEWHERE_SECONDS
-    return Refusal(reason, circumstances, times, now + min(longest, FIRST_SECONDS * 2.0 ** min(times - 1, 16)))
+    return Refusal(reason, circumstances, times, now + min(longest, FIRST_SECONDS * 2.0 ** min(times - 1, 16)), message)
 
 
 async def circumstances(body: Manifest, cluster: Cluster) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """The conditions of a SmartSpec: one function each, None where the condition does not apply."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from smartspec_operator.fleet import Attainment
 from smartspec_operator.integrations import integrated
+from smartspec_operator.objectives import slo_met
 from smartspec_operator.reported import Condition
 from smartspec_operator.resource import SmartSpec
 from smartspec_operator.rules import NOTHING
@@ -15,7 +17,7 @@ def conditions(
     seen: Observation,
     policy: PolicyDecision,
     scale: ScalingDecision,
-    slo_attainment: float | None,
+    attained: Sequence[Attainment],
     refusals: Mapping[str, Failure] = MappingProxyType({}),
 ) -> list[Condition]:
     """All that apply, `Ready` first. Positive polarity, but for `Degraded`."""
@@ -27,9 +29,9 @@ def conditions(
         degraded,
         _metrics_available(seen),
         _policy_applied(seen, policy, refusals),
-        _slo_met(owner, slo_attainment),
+        slo_met(owner, attained),
         _scaling_active(owner, scale),
-        integrated(owner, seen.known_kinds),
+        integrated(owner, seen),
     ]
     return [_ready(seen, scale, available, degraded), *(part for part in parts if part is not None)]
 
@@ -125,17 +127,6 @@ def _policy_applied(seen: Observation, policy: PolicyDecision, refusals: Mapping
     if late in refusals:
         return Condition("PolicyApplied", "False", "Refused", f"{message}: {refusals[late].message}")
     return Condition("PolicyApplied", "False", "Pending", message)
-
-
-def _slo_met(owner: SmartSpec, slo_attainment: float | None) -> Condition | None:
-    slo = owner.spec.slo
-    if slo.ttft_seconds is None and slo.tpot_seconds is None:
-        return None
-    if slo_attainment is None:  # without requests no promise is broken, and none is proved kept
-        return None
-    met = slo_attainment >= slo.percentile / 100
-    message = f"objectives hold for {'at least' if met else 'less than'} {slo.percentile} % of requests"
-    return Condition("SLOMet", "True" if met else "False", "Attained" if met else "Missed", message)
 
 
 def _scaling_active(owner: SmartSpec, scale: ScalingDecision) -> Condition:

@@ -5,30 +5,31 @@ import logging
 import secrets
 import time
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import msgspec
 from aiohttp import ClientSession
 
 from smartspec_operator import backoff, status
-from smartspec_operator.cluster import NotOursError, controller_of
-from smartspec_operator.contest import CONTESTED_TIMES
-from smartspec_operator.foreign import shown
-from smartspec_operator.kube import Api, ApiError, merge_patch
+from smartspec_operator.cluster import NotOursError
+from smartspec_operator.events import Events, repairs
+from smartspec_operator.kube import ApiError, merge_patch
 from smartspec_operator.metrics import Metrics
-from smartspec_operator.reconcile import reconcile
-from smartspec_operator.refusals import refusal_reason, spec_field
+from smartspec_operator.reconcile import look, reconcile
+from smartspec_operator.refusals import is_trouble, refusal_reason, spec_field
 from smartspec_operator.replicas import AT_ONCE, HttpReplicas
 from smartspec_operator.reported import Status, as_manifest
-from smartspec_operator.resource import FIELD_MANAGER, GROUP, KIND, VERSION, InvalidSpecError, Manifest, parse
+from smartspec_operator.resource import KIND, InvalidSpecError, Manifest, SmartSpec, Spec, parse, readable
 from smartspec_operator.resource import previous_status as status_of
-from smartspec_operator.snapshot import KubernetesCluster, Repair, Snapshot
-from smartspec_operator.world import Due, Timing, timestamp
+from smartspec_operator.snapshot import KubernetesCluster, Snapshot
+from smartspec_operator.world import Due, Timing
 
 log = logging.getLogger(__name__)
 
+REFUSED = ("InvalidSpec", "Conflict", "ApplyFailed")
+"""Reasons of `Ready` that say that the spec is not carried out."""
 WORKERS = 64
 """So many resources are reconciled at once: after a start every child is looked at, and API servers have limits."""
 
@@ -37,7 +38,8 @@ WORKERS = 64
 class Pace:
     """When each stage was due last for one resource, and what was seen of it. Lost at a restart without harm.
 
-    `phase`, from 0 to 1, is by how much of a period its stages run apart from those of others.
+    `phase`, from 0 to 1, is by how much of a period its stages run apart from those of others. `accepted` is the last
+    spec that was carried out.
     """
 
     phase: float
@@ -47,6 +49,7 @@ class Pace:
     tuned: float = 0.0
     scaled: float = 0.0
     refusal: backoff.Refusal | None = None
+    accepted: Spec | None = None
 
     def due(self, now: float, timing: Timing, *, at_once: bool) -> Due:
         """The stages whose period has passed; both, after an edit. Scaling brings tuning with it."""
@@ -75,6 +78,7 @@ class Controller:
     ) -> None:
         self._cluster = cluster
         self._metrics = metrics
+        self._events = Events(cluster.api)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._workers = asyncio.Semaphore(WORKERS)
         self._session = session
@@ -152,9 +156,7 @@ class Controller:
                 return
             if "deletionTimestamp" in metadata or (at_once and metadata["generation"] == pace.generation):
                 return
-            if not at_once and await _is_refused_still(body, pace, snapshot):
-                pace.reconciled = self.moved = time.monotonic()
-                return
+            standing = None if at_once else await _standing_refusal(body, pace, snapshot)
             due = pace.due(time.monotonic(), self._timing, at_once=at_once or metadata["generation"] != pace.generation)
             self._metrics.staged(due)
             began = time.monotonic()
@@ -162,8 +164,11 @@ class Controller:
                 if at_once and pace.reconciled:
                     # An event's status is as old as the event: what was reported since would be taken back.
                     body = await self._latest(body)
-                result = await self._step(body, snapshot, due)
-                await _remember(result, body, pace, snapshot)
+                if standing is None:
+                    result = await self._step(body, snapshot, pace, due)
+                else:
+                    result = "refused"
+                    await self._go_on(body, snapshot, pace, due, standing.reason, standing.message)
                 pace.generation = body["metadata"]["generation"]
             except ApiError as error:
                 result = "unreachable"
@@ -185,112 +190,115 @@ class Controller:
             raise ApiError(404, "was deleted meanwhile")
         return live
 
-    async def _step(self, body: Manifest, snapshot: Snapshot, due: Due) -> str:
+    async def _step(self, body: Manifest, snapshot: Snapshot, pace: Pace, due: Due) -> str:
         """Reconcile and report; the reason why the spec was refused, or `ok`."""
-        now, old, generation = datetime.now(UTC), status_of(body), body["metadata"]["generation"]
-        refused = None
+        now, spec = datetime.now(UTC), None
         try:
-            new = await reconcile(
-                parse(body),
-                snapshot,
-                HttpReplicas(self._session, snapshot, self._metrics, self._slots),
-                now=now,
-                image=self._image,
-                new_key=new_key,
-                timing=self._timing,
-                due=due,
-            )
-        except InvalidSpecError as error:
-            refused = ("InvalidSpec", str(error))
-        except NotOursError as error:
-            refused = ("Conflict", str(error))
-        except ApiError as error:
-            if (reason := refusal_reason(error.status, str(error))) is None:
-                await self._tell(body, repairs(body, snapshot), now)  # what was repaired before it, nobody tells later
+            owner = parse(body)
+            spec = owner.spec
+            new = await self._carry_out(owner, snapshot, due, now)
+        except (InvalidSpecError, NotOursError, ApiError) as error:
+            told = refusal(error, status_of(body), body["metadata"]["generation"])
+            if told is None:
+                await self._only_look(body, snapshot, now)
                 raise
-            refused = (reason, spec_field(str(error)))
-        if refused is not None:
-            new = status.refused(old, *refused, generation=generation, now=now)
-        await self._report(body, old, new, snapshot, now)
-        return "ok" if refused is None else refused[0]
+            if spec is not None and spec == pace.accepted:
+                pace.accepted = None  # what was taken once is taken no more
+            reason, message = told
+            await self._go_on(body, snapshot, pace, due, reason, message)
+            seen = await backoff.circumstances(body, snapshot)
+            pace.refusal = backoff.refused(reason, seen, pace.refusal, time.monotonic(), message)
+            return reason
+        pace.accepted, pace.refusal = spec, None
+        await self._report(body, new, snapshot, now)
+        return "ok"
 
-    async def _report(self, body: Manifest, old: Status, new: Status, snapshot: Snapshot, now: datetime) -> None:
-        """Write what changed in the status, and nothing when nothing did."""
-        metadata = body["metadata"]
-        if patch := merge_patch(body.get("status") or {}, as_manifest(new)):
-            patch = {"status": patch}
-            await self._cluster.api.patch(KIND, metadata["namespace"], metadata["name"], patch, "status")
-        self._metrics.decided(old, new)
-        await self._tell(body, [*status.news(old, new), *repairs(body, snapshot)], now)
+    async def _carry_out(self, owner: SmartSpec, snapshot: Snapshot, due: Due, now: datetime) -> Status:
+        return await reconcile(
+            owner,
+            snapshot,
+            self._replicas(snapshot),
+            now=now,
+            image=self._image,
+            new_key=new_key,
+            timing=self._timing,
+            due=due,
+        )
 
-    async def _tell(self, body: Manifest, found: Sequence[status.News], now: datetime) -> None:
-        metadata = body["metadata"]
-        for news in found:
-            log.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], news.reason, news.message)
-            await post(self._cluster.api, body, news, now)
+    def _replicas(self, snapshot: Snapshot) -> HttpReplicas:
+        return HttpReplicas(self._session, snapshot, self._metrics, self._slots)
+
+    async def _go_on(self, body: Manifest, snapshot: Snapshot, pace: Pace, due: Due, reason: str, message: str) -> None:
+        """Report that the spec is refused, over what becomes of that which runs: it is served by the last good one."""
+        now, old, owner = datetime.now(UTC), status_of(body), readable(body)
+        seen = None
+        if pace.accepted is not None:
+            try:
+                last = msgspec.structs.replace(owner, spec=pace.accepted)
+                seen = status.observed(old, await self._carry_out(last, snapshot, due, now))
+            except (InvalidSpecError, NotOursError, ApiError) as error:
+                log.info("%s/%s: nor can the last spec be carried out: %s", owner.namespace, owner.name, error)
+                if not isinstance(error, ApiError) or refusal_reason(error.status, str(error)) is not None:
+                    pace.accepted = None
+        if seen is None:
+            seen = await self._look(owner, snapshot, now)
+        generation = body["metadata"]["generation"]
+        new = status.refused(old, reason, message, seen=seen, generation=generation, now=now)
+        await self._report(body, new, snapshot, now)
+
+    async def _only_look(self, body: Manifest, snapshot: Snapshot, now: datetime) -> None:
+        """Report what is seen while the API server fails to take what would be written."""
+        seen = await self._look(readable(body), snapshot, now)
+        await self._report(body, status_of(body) if seen is None else seen, snapshot, now)
+
+    async def _look(self, owner: SmartSpec, snapshot: Snapshot, now: datetime) -> Status | None:
+        """What is seen of it; None where the API server does not tell."""
+        try:
+            return await look(owner, snapshot, self._replicas(snapshot), now=now)
+        except ApiError as error:
+            log.info("%s/%s: cannot be looked at: %s", owner.namespace, owner.name, error)
+            return None
+
+    async def _report(self, body: Manifest, new: Status, snapshot: Snapshot, now: datetime) -> None:
+        """Write what changed in the status, and nothing when nothing did; tell what happened."""
+        metadata, old = body["metadata"], status_of(body)
+        found = repairs(body, snapshot)
+        try:
+            if patch := merge_patch(body.get("status") or {}, as_manifest(new)):
+                patch = {"status": patch}
+                await self._cluster.api.patch(KIND, metadata["namespace"], metadata["name"], patch, "status")
+            self._metrics.decided(old, new)
+            found = [*status.news(old, new), *found]
+        finally:  # what was repaired nobody tells later
+            await self._events.tell(body, found, now)
 
 
-async def _is_refused_still(body: Manifest, pace: Pace, snapshot: Snapshot) -> bool:
-    """Whether it was refused, and neither time nor anything that counts has passed since."""
+async def _standing_refusal(body: Manifest, pace: Pace, snapshot: Snapshot) -> backoff.Refusal | None:
+    """That it was refused, where neither time nor anything that counts has passed since."""
     if pace.refusal is None or time.monotonic() >= pace.refusal.until:
-        return False
+        return None
     try:
-        return pace.refusal.circumstances == await backoff.circumstances(body, snapshot)
+        same = pace.refusal.circumstances == await backoff.circumstances(body, snapshot)
     except ApiError:  # let the reconcile itself tell
-        return False
+        return None
+    return pace.refusal if same else None
 
 
-async def _remember(result: str, body: Manifest, pace: Pace, snapshot: Snapshot) -> None:
-    """Keep in mind that *body* was refused, and under which circumstances; forget it when it was not."""
-    if result == "ok":
-        pace.refusal = None
-    else:
-        seen = await backoff.circumstances(body, snapshot)
-        pace.refusal = backoff.refused(result, seen, pace.refusal, time.monotonic())
-
-
-def repairs(body: Manifest, snapshot: Snapshot) -> list[status.News]:
-    """What others had done to the children of *body*, and was undone."""
-    return [told(repair) for repair in snapshot.repaired if controller_of(repair.child) == body["metadata"]["uid"]]
-
-
-def told(repair: Repair) -> status.News:
-    """A repair for people: what was changed, and, where that happens again and again, by whom it may be."""
-    contest, name = repair.contest, f"{repair.child['kind']} {repair.child['metadata']['name']}"
-    if contest is None:
-        return status.News("Normal", "Repaired", f"{name} was deleted, and is there again")
-    message = f"{name} was changed at {shown(contest.paths)}, and is as it was"
-    if contest.times < CONTESTED_TIMES:
-        return status.News("Normal", "Repaired", message)
-    writers = ", ".join(repair.managers) or "unknown"
-    message += (
-        f": {contest.times} times by now, others who write to it: {writers}; let be for {contest.wait_seconds:g} s"
-    )
-    return status.News("Warning", "Contested", message)
-
-
-async def post(api: Api, body: Manifest, news: status.News, now: datetime) -> None:
-    """An Event on *body*. One that cannot be posted is not worth failing for: the status says the same."""
-    metadata = body["metadata"]
-    about = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
-    about |= {key: metadata[key] for key in ("name", "namespace", "uid")}
-    event: Mapping[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
-        "involvedObject": about,
-        "type": news.type,
-        "reason": news.reason,
-        "message": news.message[:1024],
-        "source": {"component": FIELD_MANAGER},
-        "firstTimestamp": timestamp(now),
-        "lastTimestamp": timestamp(now),
-        "count": 1,
-    }
-    try:
-        await api.create(event)
-    except ApiError as error:
-        log.warning("Event %s was not posted: %s", news.reason, error)
+def refusal(error: Exception, old: Status, generation: int) -> tuple[str, str] | None:
+    """Reason and message where the resource cannot be as it is wished; None where it is already, and only kept so."""
+    if isinstance(error, InvalidSpecError):
+        return "InvalidSpec", str(error)
+    if isinstance(error, NotOursError):
+        return "Conflict", str(error)
+    if not isinstance(error, ApiError):
+        raise error
+    if (reason := refusal_reason(error.status, str(error))) is not None:
+        return reason, spec_field(str(error))
+    ready = old.condition("Ready")
+    is_new = ready is None or old.observed_generation != generation or ready.reason in REFUSED
+    if is_new and is_trouble(error.status):
+        return "ApplyFailed", f"the API server, or a webhook that it asks, fails: {error}"
+    return None
 
 
 def new_key() -> str:

@@ -83,14 +83,24 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
     )
 
 
+@dataclass(frozen=True)
+class Attainment:
+    """The share, from 0 to 1, of so many requests that are within one objective."""
+
+    share: float
+    requests: int
+
+
+def attainments(fleet: Fleet, ttft_seconds: float | None, tpot_seconds: float | None) -> tuple[Attainment, ...]:
+    """One for each objective that is given and that requests tell of."""
+    bounds = ((fleet.ttft, ttft_seconds), (fleet.tpot, tpot_seconds))
+    shares = [(seen, seen.share_within(bound)) for seen, bound in bounds if bound is not None]
+    return tuple(Attainment(share, seen.total) for seen, share in shares if share is not None)
+
+
 def attainment(fleet: Fleet, ttft_seconds: float | None, tpot_seconds: float | None) -> float | None:
     """The share of requests within the objective missed most; None without an objective or without requests."""
-    shares = [
-        histogram.share_within(bound)
-        for histogram, bound in ((fleet.ttft, ttft_seconds), (fleet.tpot, tpot_seconds))
-        if bound is not None
-    ]
-    return min((share for share in shares if share is not None), default=None)
+    return min((found.share for found in attainments(fleet, ttft_seconds, tpot_seconds)), default=None)
 
 
 def merged_priors(all_priors: Iterable[Priors | None]) -> Priors | None:

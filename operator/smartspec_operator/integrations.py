@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from smartspec_operator.reported import Condition
 from smartspec_operator.resource import PORT, PORT_NAME, Manifest, SmartSpec
+from smartspec_operator.world import Observation
 
 LABEL_ENGINE = "inference.networking.k8s.io/engine-type"
 """By this label an endpoint picker finds out which names a model server's metrics have."""
@@ -15,13 +16,19 @@ def integrations(owner: SmartSpec, known_kinds: frozenset[str]) -> list[Manifest
     return [manifest for _, manifest in _wanted(owner) if manifest["kind"] in known_kinds]
 
 
-def integrated(owner: SmartSpec, known_kinds: frozenset[str]) -> Condition | None:
-    """Whether all that is asked for could be made; None where nothing is."""
+def integrated(owner: SmartSpec, seen: Observation) -> Condition | None:
+    """Whether all that is asked for could be made, and the rest removed; None where there is neither."""
     wanted = list(_wanted(owner))
     for field, manifest in wanted:
-        if manifest["kind"] not in known_kinds:
+        if (problem := seen.integration_problems.get(manifest["kind"])) is not None:
+            return Condition("Integrated", "False", problem.reason, f"spec.integrations.{field}: {problem.message}")
+        if manifest["kind"] not in seen.known_kinds:
             message = f"spec.integrations.{field}: this cluster has no {manifest['kind']} ({manifest['apiVersion']})"
             return Condition("Integrated", "False", "KindMissing", message)
+    for live in seen.integrations:
+        if (problem := seen.integration_problems.get(live["kind"])) is not None:
+            message = f"{live['kind']} {live['metadata']['name']}: {problem.message}"
+            return Condition("Integrated", "False", problem.reason, message)
     complete = Condition("Integrated", "True", "Complete", "all that spec.integrations asks for is there")
     return complete if wanted else None
 

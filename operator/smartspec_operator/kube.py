@@ -112,7 +112,7 @@ class Api:
             status, answer = await self._exchange(method, path, body, content)
         except (ClientError, TimeoutError, OSError) as error:
             self._metrics.api_requests.labels(method, kind, "none").inc()
-            raise ApiError(0, f"{type(error).__name__} {error}".rstrip()) from error
+            raise ApiError(0, f"{method} {kind}: {type(error).__name__} {error}".rstrip()) from error
         self._metrics.api_requests.labels(method, kind, str(status)).inc()
         if status == 404:
             return None

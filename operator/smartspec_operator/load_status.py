@@ -27,7 +27,10 @@ WINDOW_SECONDS, MOST_BY_CHANCE = 30.0, 0.5
 def reported(
     fleet: Fleet, met: float | None, slo: SloSpec, old: Status, *, now: datetime
 ) -> tuple[ReportedLoad, float | None]:
-    """The figures of *fleet* as of *now* and the share *met* of *slo*, or the *old* ones while those tell enough."""
+    """The figures of *fleet* as of *now* and the share *met* of *slo*, or the *old* ones while those tell enough.
+
+    A share that no request tells of is the old one.
+    """
     new = ReportedLoad(
         time=timestamp(now),
         requests_per_second=_rounded(fleet.requests_per_second),
@@ -42,13 +45,15 @@ def reported(
         tpot_seconds=rounded(fleet.tpot.quantile(slo.percentile / 100)),
         kv_cache_usage=_rounded(fleet.kv_cache_usage),
     )
+    promised = slo.ttft_seconds is not None or slo.tpot_seconds is not None
+    share = rounded(met) if met is not None else old.slo_attainment if promised else None
     if old.load is None:
-        return new, rounded(met)
+        return new, share
     age = (now - moment(old.load.time)).total_seconds() if old.load.time else UNDATED_SECONDS
-    moved = max(_moved(old.load, new), abs((met or 0.0) - (old.slo_attainment or 0.0)))
+    moved = max(_moved(old.load, new), _moved_share(fleet, met, old.slo_attainment))
     differs = replace(new, time=old.load.time) != old.load
     if moved**2 * age >= PATIENCE_SECONDS or (differs and age >= REFRESH_SECONDS):
-        return new, rounded(met)
+        return new, share
     return old.load, old.slo_attainment
 
 
@@ -64,6 +69,8 @@ def _moved(old: ReportedLoad, new: ReportedLoad) -> float:
         return [(getattr(old, name) or 0.0, getattr(new, name) or 0.0) for name in names]
 
     amounts = ("requests_per_second", "tokens_per_second", "predicted_goodput", "measured_goodput")
+    # Where no request finished there is no quantile, and the last one stands.
+    quantiles = [name for name in ("ttft_seconds", "tpot_seconds") if getattr(new, name) is not None]
     requests = WINDOW_SECONDS * max(old.requests_per_second, new.requests_per_second)
     by_chance = min(MOST_BY_CHANCE, 2 / sqrt(max(1.0, requests)))
     return max(
@@ -72,8 +79,16 @@ def _moved(old: ReportedLoad, new: ReportedLoad) -> float:
         # Counts of one moment: chance alone makes a difference of their root.
         *(_share(a, b, 2 * sqrt(max(a, b))) for a, b in pairs("running_requests", "waiting_requests")),
         *(abs(a - b) for a, b in pairs("acceptance_rate", "kv_cache_usage")),
-        *(QUANTILE_WEIGHT * _share(a, b, by_chance * max(a, b)) for a, b in pairs("ttft_seconds", "tpot_seconds")),
+        *(QUANTILE_WEIGHT * _share(a, b, by_chance * max(a, b)) for a, b in pairs(*quantiles)),
     )
+
+
+def _moved_share(fleet: Fleet, met: float | None, old: float | None) -> float:
+    """By how much the share of requests within their objectives has moved, beyond what chance makes of so few."""
+    if met is None:  # nobody asked for anything: the last answer stands
+        return 0.0
+    requests = max(1, fleet.ttft.total, fleet.tpot.total)
+    return 1.0 if old is None else max(0.0, abs(met - old) - min(MOST_BY_CHANCE, 1 / sqrt(requests)))
 
 
 def _share(old: float, new: float, chance: float) -> float:

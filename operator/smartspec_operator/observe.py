@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from smartspec_operator.cluster import Cluster, controller_of
+from smartspec_operator import integrate
+from smartspec_operator.cluster import Cluster
 from smartspec_operator.recollect import in_force, scaled
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.resource import (
@@ -16,7 +17,6 @@ from smartspec_operator.resource import (
     ANNOTATION_ADMIN_KEY,
     ANNOTATION_MODEL,
     ANNOTATION_RECOMMENDATIONS,
-    INTEGRATIONS,
     Manifest,
     SmartSpec,
 )
@@ -45,14 +45,13 @@ LATELY_SECONDS = 600.0
 
 async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: datetime) -> Observation:
     """Read everything once, concurrently; a replica that does not answer becomes a `Failure`."""
-    known = frozenset([kind for kind in INTEGRATIONS if await cluster.knows(kind)])
-    integrations = [await cluster.list(kind, owner.namespace, owner.labels) for kind in sorted(known)]
-    deployment, service, config_map, secret, pods = await asyncio.gather(
+    deployment, service, config_map, secret, pods, (known, integrations, problems) = await asyncio.gather(
         cluster.get("Deployment", owner.namespace, owner.name),
         cluster.get("Service", owner.namespace, owner.name),
         cluster.get("ConfigMap", owner.namespace, owner.policy_config_map),
         cluster.get("Secret", owner.namespace, owner.admin_key.name),
         cluster.list("Pod", owner.namespace, owner.labels),
+        integrate.found(owner, cluster),
     )
     deployed = None if deployment is None else deployment["spec"].get("replicas", 1)
     settings, tuning = in_force(owner, config_map, now)
@@ -72,8 +71,9 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         shared_cache=not any(_is_stuck(pod, now) for pod in live) or await _is_cache_shared(owner, cluster),
         admin_key_version=_version(secret, owner.admin_key.key),
         deployed_key_version=_deployed_key_version(owner, deployment),
-        integrations=tuple(live for found in integrations for live in found if controller_of(live) == owner.uid),
+        integrations=integrations,
         known_kinds=known,
+        integration_problems=problems,
         model_source=_annotation(deployment, ANNOTATION_MODEL),
         history=History(
             settings=settings,

@@ -1,18 +1,18 @@
 """The story: observe, decide, render, apply, report. Level, not edge: every trigger calls the same function."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 import msgspec
 
-from smartspec_operator import render, scaling, status, tuning
+from smartspec_operator import integrate, render, scaling, status, tuning
 from smartspec_operator.cluster import Cluster
 from smartspec_operator.observe import admin_key_version, observe
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.reported import Status
-from smartspec_operator.resource import InvalidSpecError, SmartSpec
+from smartspec_operator.resource import INTEGRATIONS, InvalidSpecError, Manifest, SmartSpec
 from smartspec_operator.rules import violations
 from smartspec_operator.world import Due, Failure, Observation, PolicyDecision, ScalingDecision, Timing
 
@@ -42,6 +42,21 @@ async def reconcile(
     return status.compute(owner, seen, policy, scale, refusals, now=now)
 
 
+async def look(owner: SmartSpec, cluster: Cluster, replicas: Replicas, *, now: datetime) -> Status:
+    """What is seen of *owner*, which is not carried out: nothing is decided or written, and its decisions stand."""
+    seen = await observe(owner, cluster, replicas, now)
+    if seen.deployed_replicas is None and owner.status.condition("Available") is None:
+        return owner.status  # nothing was ever made of it
+    settings = seen.history.settings
+    policy = tuning.keep(owner, seen, seen.history, now=now)
+    wanted = len(seen.replicas) if seen.deployed_replicas is None else seen.deployed_replicas
+    scale = ScalingDecision(desired=wanted, replicas=wanted, history=seen.history.scaling)
+    found = status.compute(owner, seen, policy, scale, now=now)
+    return status.observed(
+        owner.status, found if settings else msgspec.structs.replace(found, policy=owner.status.policy)
+    )
+
+
 async def write(
     owner: SmartSpec,
     seen: Observation,
@@ -52,21 +67,26 @@ async def write(
     image: str,
     new_key: Callable[[], str],
 ) -> Observation:
-    """Make the children so: all of them, or, where one is refused or another's, none. The world with its admin key."""
+    """Make the children so: all of them, or, where one is refused or another's, none. The world as it is then.
+
+    Each of the optional ones is made by itself: what is refused of these stands in the world.
+    """
     children = render.children(owner, seen, policy, scale, image=image)
-    for manifest in children:
+    for manifest in _needed(children):
         await cluster.check(manifest)
     if seen.admin_key_version is None and owner.spec.server.admin_key_secret_ref is None:
         await cluster.apply(render.admin_key_secret(owner, new_key()))
         seen = replace(seen, admin_key_version=await admin_key_version(owner, cluster))
         children = render.children(owner, seen, policy, scale, image=image)  # pods that start name the key's version
-    for manifest in children:
+    for manifest in _needed(children):
         await cluster.apply(manifest)
-    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in children}
-    for live in seen.integrations:
-        if (live["kind"], live["metadata"]["name"]) not in wanted:
-            await cluster.delete(live)
-    return seen
+    optional = [manifest for manifest in children if manifest["kind"] in INTEGRATIONS]
+    problems = await integrate.make(optional, seen.integrations, cluster)
+    return replace(seen, integration_problems={**seen.integration_problems, **problems})
+
+
+def _needed(children: Sequence[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in children if manifest["kind"] not in INTEGRATIONS]
 
 
 async def push(

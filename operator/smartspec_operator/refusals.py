@@ -35,6 +35,11 @@ def refusal_reason(status: int, message: str) -> str | None:
     return "ApplyFailed" if status == 403 else None
 
 
+def is_trouble(status: int) -> bool:
+    """Whether the server, or a webhook behind it, failed or did not answer: trying again helps once that is mended."""
+    return status == 0 or status >= 500
+
+
 def spec_field(message: str) -> str:
     """*message* with the spec's own field before it, where one of its fields is named in it."""
     for pattern, ours in FIELDS:

@@ -288,6 +288,19 @@ def parse(body: Manifest) -> SmartSpec:
     )
 
 
+def readable(body: Manifest) -> SmartSpec:
+    """The resource with those parts of its spec that can be read, each by itself: enough to look at what runs."""
+    wished = body.get("spec")
+    spec: dict[str, Any] = {"model": {"source": "unknown"}}
+    for name, value in wished.items() if isinstance(wished, Mapping) else ():
+        try:
+            parse({**body, "spec": {**spec, name: value}})
+        except InvalidSpecError:
+            continue
+        spec[name] = value
+    return parse({**body, "spec": spec})
+
+
 def previous_status(body: Manifest) -> Status:
     """What was last reported; an empty status where there is none, or where another version wrote it."""
     try:

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
@@ -13,7 +14,8 @@ from smartspec_operator import foreign
 from smartspec_operator.cluster import NotOursError, controller_of
 from smartspec_operator.contest import Contest, contested
 from smartspec_operator.kube import Api, ApiError
-from smartspec_operator.resource import FIELD_MANAGER, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
+from smartspec_operator.recent import RecentFailures
+from smartspec_operator.resource import FIELD_MANAGER, INTEGRATIONS, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
 
 SECRET_SECONDS = 15.0
 """How long a Secret that was read is trusted: it changes rarely, and is read by name, one request each."""
@@ -84,6 +86,7 @@ class KubernetesCluster:
         self._contests: dict[Key, Contest] = {}
         self._secrets: dict[tuple[str, str], tuple[float, Manifest | None]] = {}
         self._kinds: dict[str, tuple[float, bool]] = {}
+        self.failures = RecentFailures()
 
     def snapshot(self) -> "Snapshot":
         """A `Cluster` that reads each kind at most once, for all resources together."""
@@ -230,7 +233,7 @@ class Snapshot:
 
     async def knows(self, kind: str) -> bool:
         """Whether the server has *kind*."""
-        return await self._cluster.knows(kind)
+        return await self._cluster.failures.ask(kind, lambda: self._cluster.knows(kind))
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object as it was when its kind was first asked for; one that has lost its labels is asked for by name."""
@@ -252,7 +255,7 @@ class Snapshot:
         """Try *manifest* out where the moment does not show it written."""
         if "ownerReferences" not in manifest["metadata"]:
             return
-        self._checked[_key(manifest)] = manifest, await self._cluster.check(manifest, await self._listed(manifest))
+        self._checked[_key(manifest)] = manifest, await self._check(manifest)
 
     async def apply(self, manifest: Manifest) -> None:
         """Write *manifest* where the moment does not show it written."""
@@ -261,9 +264,20 @@ class Snapshot:
             return
         wish, checked = self._checked.pop(_key(manifest), (None, None))
         if wish is not manifest:
-            checked = await self._cluster.check(manifest, await self._listed(manifest))
+            checked = await self._check(manifest)
         if checked is not None and (repair := await self._cluster.apply(manifest, checked)) is not None:
             self.repaired.append(repair)
+
+    async def _check(self, manifest: Manifest) -> Checked | None:
+        checking = partial(self._cluster.check, manifest, await self._listed(manifest))
+        if manifest["kind"] not in INTEGRATIONS:
+            return await checking()
+        return await self._cluster.failures.ask((_key(manifest), _digest(manifest)), checking)
+
+    async def create(self, manifest: Manifest) -> None:
+        """Make a Secret unless there is one."""
+        if await self._cluster.secrets.create(manifest):
+            self.repaired.append(Repair(manifest, None))
 
     async def delete(self, manifest: Manifest) -> None:
         """Remove this very object."""
@@ -277,7 +291,10 @@ class Snapshot:
 
     async def _all(self, kind: str) -> _Listed:
         if kind not in self._lists:
-            self._lists[kind] = asyncio.create_task(self._read(kind))
+            asked = partial(self._read, kind)
+            optional = kind in INTEGRATIONS
+            reading = self._cluster.failures.ask(("list", kind), asked) if optional else asked()
+            self._lists[kind] = asyncio.create_task(reading)
         return await asyncio.shield(self._lists[kind])
 
     async def _read(self, kind: str) -> _Listed:

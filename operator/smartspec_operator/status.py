@@ -10,7 +10,7 @@ import msgspec
 
 from smartspec_operator import load_status
 from smartspec_operator.conditions import conditions
-from smartspec_operator.fleet import attainment, together
+from smartspec_operator.fleet import attainment, attainments, together
 from smartspec_operator.reported import Condition, ReportedPolicy, Status
 from smartspec_operator.resource import PORT_NAME, Manifest, SmartSpec
 from smartspec_operator.world import Failure, Observation, PolicyDecision, ScalingDecision, timestamp
@@ -19,6 +19,8 @@ TOLD = (
     ("Ready", "True"), ("Degraded", "False"), ("MetricsAvailable", "True"), ("SLOMet", "True"), ("Integrated", "True"),
 )  # fmt: skip
 """The conditions whose turns are Events, with the status that is good news."""
+OF_THE_SPEC = ("ScalingActive", "Integrated")
+"""Conditions that tell what was made of the spec."""
 LONGEST = 4000
 """So many characters of a refusal are told: an API server names every fault of a template, and takes 32,768 back."""
 
@@ -35,6 +37,7 @@ def compute(
     """The status after this reconcile; *refusals* are replicas that did not take the policy, and why."""
     slo, old, fleet = owner.spec.slo, owner.status, together(seen.loads)
     met = attainment(fleet, slo.ttft_seconds, slo.tpot_seconds)
+    attained = attainments(fleet, slo.ttft_seconds, slo.tpot_seconds)
     url = service_url(owner, seen.service)
     load, told = old.load, old.slo_attainment
     if seen.loads:
@@ -49,17 +52,30 @@ def compute(
         load=load,
         slo_attainment=told,
         scaling_history=scale.history,
-        conditions=dated(conditions(owner, seen, policy, scale, met, refusals), old, owner.generation, now),
+        conditions=dated(conditions(owner, seen, policy, scale, attained, refusals), old, owner.generation, now),
     )
 
 
-def refused(old: Status, reason: str, message: str, *, generation: int, now: datetime) -> Status:
-    """The status of a resource that is not acted upon: what runs is left as it is, and stays reported as it was."""
+def observed(old: Status, seen: Status) -> Status:
+    """*seen* of a resource that is not carried out: what its conditions say of the spec itself stays as in *old*."""
+    kept = [condition for condition in old.conditions if condition.type in OF_THE_SPEC]
+    new = [condition for condition in seen.conditions if condition.type not in OF_THE_SPEC]
+    return msgspec.structs.replace(seen, conditions=(*new, *kept))
+
+
+def refused(
+    old: Status, reason: str, message: str, *, seen: Status | None = None, generation: int, now: datetime
+) -> Status:
+    """The status of a resource whose spec is not acted upon, after *old*: what is *seen* of it, but not ready.
+
+    Where nothing could be seen, all else stays reported as it was.
+    """
     told = message if len(message) <= LONGEST else message[: LONGEST - 3] + "..."
     ready = Condition("Ready", "False", reason, told)
-    others = [condition for condition in old.conditions if condition.type != "Ready"]
+    base = old if seen is None else seen
+    others = [condition for condition in base.conditions if condition.type != "Ready"]
     return msgspec.structs.replace(
-        old, observed_generation=generation, conditions=(*dated([ready], old, generation, now), *others)
+        base, observed_generation=generation, conditions=(*dated([ready], old, generation, now), *others)
     )
 
 

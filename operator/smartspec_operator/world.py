@@ -1,6 +1,7 @@
 """The world as the decisions see it, and what they decide: frozen values, from a live cluster or from a recording."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -46,11 +47,12 @@ class Pod:
 class Failure:
     """A replica did not answer, or answered nonsense; a value, because one broken pod never blocks the rest.
 
-    `is_key_refused` says that it answered, and wants another admin key.
+    `is_key_refused` says that it answered, and wants another admin key; `is_late` that it did not answer in time.
     """
 
     message: str
     is_key_refused: bool = False
+    is_late: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,9 @@ class Observation:
     for, `rolling` whether it replaces pods, `problem` why pods cannot be made at all, or what ended one that is not
     replaced yet. `makes_room` is whether a replica that ends, within its time, has a place on a node yet.
     `shared_cache` is False where the cache's claim can be used on one node only. `admin_key_version` names the Secret
-    as it is and says nothing of its content; None when there is no such key. `deployed_key_version` is
-    the one that pods are made for, None where that is none or another Secret's. `integrations` are children of optional
-    kinds, `known_kinds` those of these kinds that the cluster has.
+    as it is and says nothing of its content; None when there is no such key. `deployed_key_version` is the one that pods
+    are made for, None where that is none or another Secret's. `integrations` are children of optional kinds, `known_kinds` those
+    of these kinds that the cluster has, and `integration_problems` what stands in the way of one, by kind.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -150,6 +152,7 @@ class Observation:
     model_source: str | None = None
     integrations: tuple[Manifest, ...] = ()
     known_kinds: frozenset[str] = frozenset()
+    integration_problems: Mapping[str, Problem] = field(default_factory=dict)
     history: History = History()
 
     @property

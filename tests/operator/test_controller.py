@@ -28,7 +28,11 @@ class Server(Api):
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object."""
-        return self.secret if kind == "Secret" else self.live.get(name)
+        return self.secret if kind == "Secret" else self.live.get(name) if kind == "SmartSpec" else None
+
+    async def knows(self, kind: str) -> bool:
+        """Only Kubernetes' own."""
+        return False
 
     async def list(self, kind: str, namespace: str | None, selector: str = "") -> Sequence[Manifest]:
         """All of them."""
@@ -43,6 +47,10 @@ class Server(Api):
 
     async def create(self, manifest: Manifest) -> None:
         """An Event: nobody reads it here."""
+
+    async def merge(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
+        """The same Event once more."""
+        return manifest
 
 
 def body(generation: int = 1, replicas: int = 0) -> dict[str, Any]:
@@ -156,7 +164,10 @@ async def test_what_was_refused_is_tried_when_what_it_has_changes(
         "spec": {"model": {"source": "m"}, "server": {"adminKeySecretRef": {"name": "s", "key": "k"}}}
     }
     labels = {"app.kubernetes.io/name": "smartspec", "app.kubernetes.io/instance": "demo"}
-    child = {"metadata": {"name": "demo", "namespace": "ns", "uid": "c", "generation": 1, "labels": labels}}
+    child: Manifest = {
+        "metadata": {"name": "demo", "namespace": "ns", "uid": "c", "generation": 1, "labels": labels},
+        "spec": {"containers": []},
+    }
     secret = {"metadata": {"uid": "s", "resourceVersion": "1"}}
     server.children, server.secret = [child], secret
     for _ in range(2):

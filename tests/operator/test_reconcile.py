@@ -206,7 +206,7 @@ def test_integrations_that_are_asked_for_no_more_are_removed() -> None:
     cluster = MemoryCluster()
     cluster.known = {"PodMonitor"}
     run(cluster, integrations={"podMonitor": {}})
-    assert cluster.applied[-2:] == ["PodMonitor", "Deployment"]
+    assert cluster.applied[-2:] == ["Deployment", "PodMonitor"]
     theirs = {"metadata": {"name": "theirs", "ownerReferences": [{"uid": "other", "controller": True}]}}
     cluster.objects["PodMonitor", "theirs"] = theirs
     run(cluster)

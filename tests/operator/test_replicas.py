@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, ClientTimeout, web
 from aiohttp.typedefs import Handler
 
 from fleets import NOW, load
+from smartspec_operator import replicas as replicas_module
 from smartspec_operator.metrics import Metrics
 from smartspec_operator.replicas import MAX_ANSWER_BYTES, HttpReplicas
 from smartspec_operator.resource import Manifest, parse
@@ -115,3 +116,22 @@ async def test_an_image_cannot_harm_who_asks_it(handler: Handler, told: str | No
         replicas = HttpReplicas(session, Secrets(b"key"), Metrics(), asyncio.Semaphore(1))  # type: ignore[arg-type]
         assert await replicas.load(OWNER, pod) == (load() if told is None else Failure(told))
     assert sum(SENT) < 16 << 20  # what the sockets hold may be more than what was read
+
+
+@pytest.mark.parametrize(("delays", "is_known"), [((0.3,), True), ((2.0, 0.0), True), ((2.0, 2.0), False)])
+async def test_a_replica_that_is_late_once_is_asked_again(
+    delays: tuple[float, ...], is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment of work is no silence: it would turn conditions back and forth. And nobody is asked a third time."""
+    monkeypatch.setattr(replicas_module, "AGAIN_TIMEOUT", ClientTimeout(total=0.3))
+    left = iter(delays)
+
+    async def report(_: web.Request) -> web.Response:
+        await asyncio.sleep(next(left))
+        return web.Response(body=msgspec.json.encode(load(num_requests_running=3)))
+
+    async with serving("GET", "/load", report) as pod, ClientSession() as session:
+        replicas = HttpReplicas(session, Secrets(b"secret"), Metrics(), asyncio.Semaphore(1))  # type: ignore[arg-type]
+        answer = await replicas.load(OWNER, pod)
+    assert isinstance(answer, Failure) is not is_known
+    assert next(left, None) is None
