@@ -154,7 +154,7 @@ class _Loop:
             await _first(stopping, seconds=DEBOUNCE_SECONDS)
 
     async def _status(self) -> Status:
-        """Reconcile what the file says now; what is wrong with it is a status, and changes nothing that runs."""
+        """Reconcile what the file says now; what is wrong with it is a status, and the last good file is carried on."""
         generation = self._owner.generation
         try:
             documents = self._file.read()
@@ -163,21 +163,27 @@ class _Loop:
             for companion in documents.companions:
                 await self._cluster.apply(companion)
             self._cluster.threads = _threads(owner)
-            status = await reconcile(
-                owner,
-                self._cluster,
-                self._replicas,
-                now=_now(),
-                image=IMAGE,
-                new_key=lambda: secrets.token_urlsafe(32),
-                timing=self._timing,
-                due=self._due(),
-            )
+            status = await self._reconcile(owner)
         except (FileError, InvalidSpecError, NotOursError) as error:
-            reason = "NameTaken" if isinstance(error, NotOursError) else "InvalidSpec"
-            return statuses.refused(self._owner.status, reason, str(error), generation=generation, now=_now())
+            reason, old = "NameTaken" if isinstance(error, NotOursError) else "InvalidSpec", self._owner.status
+            with contextlib.suppress(InvalidSpecError, NotOursError):
+                seen = statuses.observed(old, await self._reconcile(self._owner))
+                return statuses.refused(old, reason, str(error), seen=seen, generation=generation, now=_now())
+            return statuses.refused(old, reason, str(error), generation=generation, now=_now())
         self._owner = owner
         return status
+
+    async def _reconcile(self, owner: SmartSpec) -> Status:
+        return await reconcile(
+            owner,
+            self._cluster,
+            self._replicas,
+            now=_now(),
+            image=IMAGE,
+            new_key=lambda: secrets.token_urlsafe(32),
+            timing=self._timing,
+            due=self._due(),
+        )
 
     def _due(self) -> Due:
         clock = asyncio.get_running_loop().time()

@@ -131,6 +131,18 @@ async def test_an_invalid_edit_changes_nothing_that_runs_and_is_named(running: L
     await until(lambda: running.condition("Ready").get("status") == "True")
 
 
+async def test_a_crash_under_an_invalid_edit_is_shown_too(running: Local) -> None:
+    """The file before it is carried on: what it asked for is watched, and started again."""
+    running.file.write_text(TEXT.replace("replicas: 1", "replicas: many"))
+    await until(lambda: running.condition("Ready").get("reason") == "InvalidSpec")
+    (process_id,) = running.process_ids()
+    os.kill(process_id, signal.SIGKILL)
+    await until(lambda: running.condition("Degraded").get("reason") == "CrashLoopBackOff")
+    await until(lambda: running.condition("Available").get("status") == "True")
+    assert running.condition("Ready")["reason"] == "InvalidSpec"
+    assert running.process_ids() != [process_id]
+
+
 async def test_a_crash_is_shown_and_healed(running: Local) -> None:
     """The reason is raised to the resource's conditions; the replica comes back and serves."""
     (process_id,) = running.process_ids()
