@@ -163,14 +163,14 @@ async def test_a_failing_pod_speaks_through_the_resource(user: User, kubelet: Ku
 
 
 async def test_scaling_down_drains_first(user: User, kubelet: Kubelet) -> None:
-    """kubectl scale to fewer: the least busy replica drains while it stays, and it is the one that goes."""
+    """kubectl scale to fewer: the least busy replica drains and answers while it stays, and it is the one that goes."""
     await user.apply()
     await deployed(user, kubelet)
     await user.kubectl("scale", "smartspec", "demo", "--replicas=2")
     idle, busy = await deployed(user, kubelet, 2)
     key = await user.admin_key()
     async with (
-        admin_port("127.0.0.2", load(), key) as at_idle,
+        admin_port("127.0.0.2", load(num_requests_running=1), key) as at_idle,
         admin_port("127.0.0.3", load(num_requests_running=4), key) as at_busy,
     ):
         await kubelet.run(idle, "127.0.0.2")
@@ -185,6 +185,9 @@ async def test_scaling_down_drains_first(user: User, kubelet: Kubelet) -> None:
         await asyncio.sleep(1)
         assert (await user.get("Deployment"))["spec"]["replicas"] == 2, "lowered before the victim was unready"
         await kubelet.run(idle, "127.0.0.2", ready=False)
+        await asyncio.sleep(2.5)  # a tick
+        assert (await user.get("Deployment"))["spec"]["replicas"] == 2, "lowered before the victim had answered"
+        at_idle.report = load(state="draining")
         (left,) = await deployed(user, kubelet)
         assert left["metadata"]["name"] == busy["metadata"]["name"]
         assert not at_busy.is_draining
