@@ -17,6 +17,7 @@ WHOLE: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "ConfigMap": (("data",), ("binaryData",)),
     "PodMonitor": (("spec", "selector"),),
     "InferencePool": (("spec", "selector"),),
+    "PodDisruptionBudget": (("spec", "selector"), ("spec", "minAvailable")),
 }
 """What is ours as a whole, by kind: what runs, and what finds it. Annotations are not, those of the pods' template
 neither: `kubectl rollout restart` writes one."""

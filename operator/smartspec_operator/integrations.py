@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from smartspec_operator.reported import Condition
-from smartspec_operator.resource import PORT, PORT_NAME, Manifest, SmartSpec
+from smartspec_operator.resource import BUDGET, PORT, PORT_NAME, Manifest, SmartSpec
 from smartspec_operator.world import Observation
 
 LABEL_ENGINE = "inference.networking.k8s.io/engine-type"
@@ -17,7 +17,7 @@ def integrations(owner: SmartSpec, known_kinds: frozenset[str]) -> list[Manifest
 
 
 def integrated(owner: SmartSpec, seen: Observation) -> Condition | None:
-    """Whether all that is asked for could be made, and the rest removed; None where there is neither."""
+    """Whether all that is wanted could be made, and the rest removed; None where there is neither."""
     wanted = list(_wanted(owner))
     for field, manifest in wanted:
         if (problem := seen.integration_problems.get(manifest["kind"])) is not None:
@@ -25,6 +25,8 @@ def integrated(owner: SmartSpec, seen: Observation) -> Condition | None:
         if manifest["kind"] not in seen.known_kinds:
             message = f"spec.integrations.{field}: this cluster has no {manifest['kind']} ({manifest['apiVersion']})"
             return Condition("Integrated", "False", "KindMissing", message)
+    if (problem := seen.integration_problems.get(BUDGET)) is not None and (seen.deployed_replicas or 0) > 1:
+        return Condition("Integrated", "False", problem.reason, f"the {BUDGET} of several replicas: {problem.message}")
     for live in seen.integrations:
         if (problem := seen.integration_problems.get(live["kind"])) is not None:
             message = f"{live['kind']} {live['metadata']['name']}: {problem.message}"

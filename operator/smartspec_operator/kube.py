@@ -22,8 +22,11 @@ ROOTS = {
     "Lease": "/apis/coordination.k8s.io/v1",
     "PodMonitor": "/apis/monitoring.coreos.com/v1",
     "InferencePool": "/apis/inference.networking.k8s.io/v1",
+    "PodDisruptionBudget": "/apis/policy/v1",
     "SmartSpec": f"/apis/{GROUP}/{VERSION}",
 }
+OLDER = {"PodDisruptionBudget": "/apis/policy/v1beta1"}
+"""Where older servers have a kind (Kubernetes before 1.21), with the same fields as far as we use them."""
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 TIMEOUT_SECONDS = 15.0
@@ -43,19 +46,24 @@ class Api:
     def __init__(self, client: ApiClient, metrics: Metrics | None = None) -> None:
         self._client = client
         self._metrics = metrics or Metrics()
+        self._older: set[str] = set()
 
     async def knows(self, kind: str) -> bool:
-        """Whether the server has *kind*."""
-        found = await self._request("GET", kind, ROOTS[kind]) or {}
-        return any(resource.get("kind") == kind for resource in found.get("resources", ()))
+        """Whether the server has *kind*; in which version is remembered until it is asked again."""
+        for roots in (ROOTS, OLDER):
+            found = await self._request("GET", kind, roots[kind]) if kind in roots else None
+            if any(resource.get("kind") == kind for resource in (found or {}).get("resources", ())):
+                (self._older.add if roots is OLDER else self._older.discard)(kind)
+                return True
+        return False
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """One object."""
-        return await self._request("GET", kind, _path(kind, namespace, name))
+        return await self._request("GET", kind, self._path(kind, namespace, name))
 
     async def list(self, kind: str, namespace: str | None, selector: str = "") -> Sequence[Manifest]:
         """All objects of *kind* in one namespace, or in all."""
-        path = _path(kind, namespace) + (f"?{urlencode({'labelSelector': selector})}" if selector else "")
+        path = self._path(kind, namespace) + (f"?{urlencode({'labelSelector': selector})}" if selector else "")
         found = await self._request("GET", kind, path) or {}
         version, items = found.get("apiVersion", ""), found.get("items", [])
         return [{"apiVersion": version, "kind": kind, **item} for item in items]
@@ -64,8 +72,8 @@ class Api:
         """Server-side apply under our one field manager; fields that others took are taken back."""
         metadata = manifest["metadata"]
         query = urlencode({"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {}))
-        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
-        applied = await self._request("PATCH", manifest["kind"], f"{path}?{query}", manifest, APPLY)
+        path = self._path(manifest["kind"], metadata["namespace"], metadata["name"])
+        applied = await self._request("PATCH", manifest["kind"], f"{path}?{query}", self._served(manifest), APPLY)
         if applied is None:
             raise ApiError(
                 404, f"there is no place for {manifest['kind']} {metadata['name']}: its kind or namespace is gone"
@@ -76,33 +84,47 @@ class Api:
         """*manifest* as a JSON merge patch: its lists replace the live ones as a whole."""
         metadata = manifest["metadata"]
         query = urlencode({"fieldManager": FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {}))
-        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
-        merged = await self._request("PATCH", manifest["kind"], f"{path}?{query}", manifest, MERGE)
+        path = self._path(manifest["kind"], metadata["namespace"], metadata["name"])
+        merged = await self._request("PATCH", manifest["kind"], f"{path}?{query}", self._served(manifest), MERGE)
         if merged is None:
             raise ApiError(404, f"{manifest['kind']} {metadata['name']} is gone")
         return merged
 
     async def patch(self, kind: str, namespace: str, name: str, patch: Manifest, subresource: str = "") -> None:
         """A JSON merge patch; nothing happens when the object is gone."""
-        path = _path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        path = self._path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
         await self._request("PATCH", kind, f"{path}?{urlencode({'fieldManager': FIELD_MANAGER})}", patch, MERGE)
 
     async def create(self, manifest: Manifest) -> None:
         """A new object; raises `ApiError` when there is one of its name, or no such namespace."""
         kind, metadata = manifest["kind"], manifest["metadata"]
-        if await self._request("POST", kind, _path(kind, metadata["namespace"]), manifest) is None:
+        if await self._request("POST", kind, self._path(kind, metadata["namespace"]), manifest) is None:
             raise ApiError(404, f"there is no namespace {metadata['namespace']}")
 
     async def replace(self, manifest: Manifest) -> None:
         """An object as a whole; raises `ApiError` when it is gone, or no longer of the manifest's resource version."""
         kind, metadata = manifest["kind"], manifest["metadata"]
-        if await self._request("PUT", kind, _path(kind, metadata["namespace"], metadata["name"]), manifest) is None:
+        path = self._path(kind, metadata["namespace"], metadata["name"])
+        if await self._request("PUT", kind, path, manifest) is None:
             raise ApiError(404, f"there is no {kind} {metadata['name']}")
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Remove the object with this very uid; nothing happens when it is gone."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
-        await self._request("DELETE", kind, _path(kind, namespace, name), options)
+        await self._request("DELETE", kind, self._path(kind, namespace, name), options)
+
+    def _path(self, kind: str, namespace: str | None, name: str = "") -> str:
+        plural = PLURAL if kind == "SmartSpec" else f"{kind.lower()}s"
+        place = f"/namespaces/{namespace}" if namespace else ""
+        return f"{self._root(kind)}{place}/{plural}" + (f"/{name}" if name else "")
+
+    def _root(self, kind: str) -> str:
+        return OLDER[kind] if kind in self._older else ROOTS[kind]
+
+    def _served(self, manifest: Manifest) -> Manifest:
+        """*manifest* in the version that the server has."""
+        kind = manifest["kind"]
+        return {**manifest, "apiVersion": OLDER[kind].removeprefix("/apis/")} if kind in self._older else manifest
 
     async def _request(
         self, method: str, kind: str, path: str, body: Manifest | None = None, content: str = "application/json"
@@ -133,12 +155,6 @@ class Api:
             return response.status, msgspec.json.decode(data)
         except msgspec.DecodeError:
             return response.status, {}
-
-
-def _path(kind: str, namespace: str | None, name: str = "") -> str:
-    plural = PLURAL if kind == "SmartSpec" else f"{kind.lower()}s"
-    place = f"/namespaces/{namespace}" if namespace else ""
-    return f"{ROOTS[kind]}{place}/{plural}" + (f"/{name}" if name else "")
 
 
 def merge_patch(old: Any, new: Any) -> Any:

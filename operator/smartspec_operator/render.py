@@ -15,6 +15,7 @@ from smartspec_operator.resource import (
     ANNOTATION_MODEL,
     ANNOTATION_RECOMMENDATIONS,
     ANNOTATION_TUNING,
+    BUDGET,
     FIELD_MANAGER,
     LABEL_MANAGED_BY,
     POLICY_FILE,
@@ -50,6 +51,7 @@ def children(
         _policy_config_map(owner, policy),
         _service(owner),
         *integrations(owner, seen.known_kinds),
+        *_budget(owner, seen, scale),
         *_cache_claim(owner),
         *(_victim(owner, pod, DELETE_LAST if pod in scale.busy else DELETE_FIRST) for pod in scale.victims),
         _deployment(owner, seen, scale, image),
@@ -125,6 +127,14 @@ def _service(owner: SmartSpec) -> Manifest:
         "metadata": owner.child_metadata(owner.name),
         "spec": {"type": "ClusterIP", "selector": owner.labels, "ports": [port]},
     }
+
+
+def _budget(owner: SmartSpec, seen: Observation, scale: ScalingDecision) -> list[Manifest]:
+    """When nodes are drained, one replica after the other. With a single one its node could not be drained at all."""
+    if BUDGET not in seen.known_kinds or scale.desired < 2:
+        return []
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": owner.labels}}
+    return [{"apiVersion": "policy/v1", "kind": BUDGET, "metadata": owner.child_metadata(owner.name), "spec": spec}]
 
 
 def _cache_claim(owner: SmartSpec) -> list[Manifest]:

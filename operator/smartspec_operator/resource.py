@@ -31,7 +31,8 @@ ANNOTATION_DECIDED = f"{GROUP}/decided"
 ANNOTATION_TUNING = f"{GROUP}/tuning"
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
-INTEGRATIONS = ("InferencePool", "PodMonitor")
+BUDGET = "PodDisruptionBudget"
+INTEGRATIONS = ("InferencePool", BUDGET, "PodMonitor")
 """Kinds of children that only some clusters know; those that the spec asks for no more are removed."""
 
 PORT = 8000

@@ -148,6 +148,7 @@ class KubernetesCluster:
             # Beside what others put in, ours may be refused: two ports of one name.
             if found is None or error.status != 422:
                 raise
+            strays = foreign.strays(found, manifest)
         else:
             strays = foreign.strays(tried, manifest)
             if found is None or not (strays or foreign.has_more(tried, manifest)):

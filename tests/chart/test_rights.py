@@ -34,6 +34,7 @@ def test_nothing_is_given_wholesale(mode: str) -> None:
         assert {rule[1] for rule in given if rule[2] in ("delete", "deletecollection")} <= {
             "podmonitors",
             "inferencepools",
+            "poddisruptionbudgets",
         }
         assert {rule[2] for rule in given if rule[1] == "smartspecs"} <= {"get", "list", "watch"}
 

@@ -1,5 +1,6 @@
 """Kinds that only some clusters know: told where missing, made where they are there, gone when not asked for."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,5 +86,46 @@ async def test_integrations_follow_the_spec_and_the_cluster(
     async def gone() -> bool:
         left = [await user.api.get(kind, user.namespace, "demo") for kind in KINDS.values()]
         return left == [None, None] and await user.condition("Integrated") == {}
+
+    await eventually(gone)
+
+
+BUDGET = "PodDisruptionBudget"
+
+
+async def test_a_budget_comes_and_goes_with_the_second_replica(user: User, kubelet: Kubelet) -> None:
+    """In the version of the API that the cluster has. Edits are undone, one that would contradict ours too."""
+    assert await user.api.knows(BUDGET)
+    await user.apply(replicas=2)
+
+    async def ours() -> bool:
+        budget = await user.get(BUDGET)
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert "minAvailable" not in budget["spec"]
+        assert (
+            budget["spec"]["selector"]["matchLabels"]
+            == (await user.get("Deployment"))["spec"]["selector"]["matchLabels"]
+        )
+        (owner,) = budget["metadata"]["ownerReferences"]
+        return bool(owner["kind"] == "SmartSpec")
+
+    await eventually(ours)
+
+    async def counted() -> bool:  # the cluster's own controller finds the pods, and how many of them there shall be
+        return bool((await user.get(BUDGET))["status"].get("expectedPods") == 2)
+
+    await eventually(counted)
+    for edit in ({"maxUnavailable": 2}, {"maxUnavailable": None, "minAvailable": 2}):
+        await user.kubectl("patch", "pdb", "demo", "--type=merge", "-p", json.dumps({"spec": edit}))
+        await eventually(ours)
+    await user.kubectl("delete", "pdb", "demo")
+    await eventually(ours)
+    version = (await user.get(BUDGET))["metadata"]["resourceVersion"]
+    await asyncio.sleep(2)
+    assert (await user.get(BUDGET))["metadata"]["resourceVersion"] == version, "at rest nothing is written"
+    await user.apply(replicas=1)
+
+    async def gone() -> bool:
+        return await user.api.get(BUDGET, user.namespace, "demo") is None
 
     await eventually(gone)

@@ -151,6 +151,21 @@ def test_updates_replace_no_replica_before_another_is_ready() -> None:
     assert children()["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
 
 
+@pytest.mark.parametrize(("desired", "replicas", "knows", "made"), [
+    (2, 2, True, True), (1, 1, True, False), (1, 2, True, False), (0, 0, True, False), (2, 2, False, False),
+])  # fmt: skip
+def test_nodes_are_drained_of_one_replica_at_a_time(desired: int, replicas: int, knows: bool, made: bool) -> None:
+    """With several replicas; that of a single one would forbid to drain its node, also while another one leaves."""
+    world = Observation(known_kinds=frozenset({"PodDisruptionBudget"} if knows else ()))
+    found = children(ScalingDecision(desired=desired, replicas=replicas), world)
+    assert ("PodDisruptionBudget" in found) is made
+    if made:
+        budget = found["PodDisruptionBudget"]
+        labels = found["Deployment"]["spec"]["selector"]["matchLabels"]
+        assert budget["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
+        assert budget["metadata"]["ownerReferences"] == found["Deployment"]["metadata"]["ownerReferences"]
+
+
 def test_a_rollout_may_do_without_a_spare_place() -> None:
     """Numbers and percentages are told to the Deployment as they stand in the spec, and roll nothing by themselves."""
     asked = {"template": {"rollout": {"maxSurge": 0, "maxUnavailable": "50%"}}}

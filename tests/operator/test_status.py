@@ -160,6 +160,18 @@ def test_integrations_that_the_cluster_does_not_know_are_named() -> None:
     assert condition(SERVING, "Ready", **asked) == ("True", "Serving")
 
 
+def test_a_budget_that_cannot_be_made_is_told_where_it_is_wanted() -> None:
+    """An older role without the right for it, or a name that is taken: with one replica nobody misses it."""
+    problem = {"PodDisruptionBudget": Problem("Refused", "forbidden")}
+    two = replace(seen(replica("a"), replica("b")), integration_problems=problem)
+    told = report(two).condition("Integrated")
+    assert told is not None
+    assert (told.status, told.reason, told.message) == (
+        "False", "Refused", "the PodDisruptionBudget of several replicas: forbidden",
+    )  # fmt: skip
+    assert condition(replace(SERVING, integration_problems=problem), "Integrated") is None
+
+
 def test_autoscaling_wins_and_says_so() -> None:
     """Both set is no error."""
     active = replace(ONE, active=True)
