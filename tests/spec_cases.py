@@ -140,6 +140,13 @@ CASES: tuple[Case, ...] = (
     Case("an amount of nothing known", "child", "spec.template.resources", _template(
         resources={"limits": {"cpu": "lots"}}
     )),
+    Case("a volume in the place of the keys", "rule", "spec.template.volumes", _template(
+        volumes=[{"name": "api-key", "emptyDir": {}}]
+    )),
+    Case("a mount over the keys", "rule", "spec.template.volumeMounts", _template(
+        volumes=[{"name": "mine", "emptyDir": {}}],
+        volumeMounts=[{"name": "mine", "mountPath": "//etc/smartspec/api-key/"}],
+    )),
     Case("more wanted than allowed", "child", "spec.template.resources", _template(
         resources={"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}
     )),

@@ -25,6 +25,10 @@ class Cluster(Protocol):
         """The live object, or None when there is none."""
         ...
 
+    async def has_key(self, namespace: str, name: str, key: str) -> bool | None:
+        """Whether there is a Secret *name* with *key*; None where that may not be known."""
+        ...
+
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
         """All live objects of *kind* that carry *labels*."""
         ...
@@ -35,6 +39,13 @@ class Cluster(Protocol):
 
     async def delete(self, manifest: Manifest) -> None:
         """Remove an object that `list` returned; nothing happens when it is gone."""
+        ...
+
+    async def create(self, manifest: Manifest) -> None:
+        """Make a Secret, and leave the one that is there as it is.
+
+        Raises `NotOursError` when there is one and its controller is not the manifest's.
+        """
         ...
 
     async def apply(self, manifest: Manifest) -> None:

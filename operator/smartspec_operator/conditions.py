@@ -79,6 +79,10 @@ def _degraded(owner: SmartSpec, seen: Observation) -> Condition:
         wanted = owner.admin_key
         message = f"spec.server.adminKeySecretRef: there is no Secret {wanted.name} with the key {wanted.key}"
         return Condition("Degraded", "True", "SecretMissing", message)
+    if seen.is_key_lost:
+        name = owner.admin_key.name
+        message = f"Secret {name} has lost its key {owner.admin_key.key}: delete the Secret, and it is made anew"
+        return Condition("Degraded", "True", "SecretMissing", message)
     nodes = {replica.pod.node for replica in seen.replicas if replica.pod.node is not None}
     if not seen.shared_cache and len(nodes) > 1:
         message = (

@@ -16,7 +16,7 @@ from yarl import URL
 
 from smartspec_operator import local_rollout
 from smartspec_operator.cluster import NotOursError, controller_of
-from smartspec_operator.local_pod import LocalPod, PodConfigError, config_map_file, launch
+from smartspec_operator.local_pod import LocalPod, PodConfigError, config_map_file, launch, secret_files, secret_value
 from smartspec_operator.local_process import ReplicaProcess
 from smartspec_operator.local_rollout import PodState
 from smartspec_operator.resource import ANNOTATION_DELETION_COST, Manifest
@@ -68,6 +68,10 @@ class LocalCluster:
         live = self._objects.get((kind, name))
         return self._with_status(live) if live is not None else None
 
+    async def has_key(self, namespace: str, name: str, key: str) -> bool:
+        """Whether there is a Secret *name* with *key*."""
+        return secret_value(self._objects, name, key) is not None
+
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
         """All live objects of *kind* that carry *labels*."""
         if kind == "Pod":
@@ -87,6 +91,14 @@ class LocalCluster:
         """Forget the object."""
         self._objects.pop((manifest["kind"], manifest["metadata"]["name"]), None)
 
+    async def create(self, manifest: Manifest) -> None:
+        """Make the Secret unless there is one; raises `NotOursError` when another controls it."""
+        live = self._objects.get((manifest["kind"], manifest["metadata"]["name"]))
+        if live is None:
+            await self.apply(manifest)
+        elif controller_of(live) != controller_of(manifest):
+            raise NotOursError(f"Secret {manifest['metadata']['name']} exists and is not controlled by this SmartSpec")
+
     async def apply(self, manifest: Manifest) -> None:
         """Make the live object agree with *manifest*; raises `NotOursError` when another controls it."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -105,7 +117,8 @@ class LocalCluster:
         self._pods = {pod.name: pod for pod in self._pods.values() if pod.process is not None}
         if kind == "ConfigMap":
             for key, text in applied.get("data", {}).items():
-                _write(config_map_file(self._folder, name, key), text)
+                _write(config_map_file(self._folder, name, key), text.encode())
+        self._write_secrets()
         self._roll()
 
     async def stop(self, grace_seconds: float) -> None:
@@ -122,6 +135,14 @@ class LocalCluster:
         for pod in self._pods.values():
             if pod.process is not None:
                 pod.process.kill()
+
+    def _write_secrets(self) -> None:
+        """Bring the files of Secrets that pods mount up to date; what is gone leaves its file, as with kubelet."""
+        for (kind, _), live in self._objects.items():
+            for path, name, key in secret_files(live["spec"]["template"], self._folder) if kind == "Deployment" else ():
+                value = secret_value(self._objects, name, key)
+                if value is not None and not (path.exists() and path.read_bytes() == value):
+                    _write(path, value, 0o600)
 
     def _roll(self) -> None:
         """Move each Deployment one step on: start and end what its plan says."""
@@ -245,9 +266,11 @@ def _digest(template: Manifest) -> str:
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace the file in one step: a process that starts now reads the old text or the new one, never half."""
+def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace the file in one step: a process that reads now reads the old content or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    partial.unlink(missing_ok=True)
+    partial.touch(mode)
+    partial.write_bytes(content)
     partial.replace(path)

@@ -1,7 +1,7 @@
 """A pod's manifest as a process: what it runs, where its files are, and how its state reads in Kubernetes' words."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -113,14 +113,16 @@ def launch(
 ) -> Launch:
     """How to run *template*'s container here; raises `PodConfigError` when it refers to what is not in *objects*.
 
-    *objects* are found by (kind, name). Files of ConfigMaps are under *folder*. What only makes sense in an image
-    (the command, its writable folders, its ports) is replaced by *runtime*, this user's own folders, and free ports.
+    *objects* are found by (kind, name). Files of ConfigMaps and Secrets are under *folder*. What only makes sense in an
+    image (the command, its writable folders, its ports) is replaced by *runtime*, this user's own folders, and free
+    ports.
     """
     spec = template["spec"]
     container = spec["containers"][0]
     volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container.get("volumeMounts", ())}
-    arguments = [_placed(argument, mounts, folder) for argument in container["args"]]
+    # Kubelet's $$ is a plain $; variables, which it would also put in, are none of what the operator renders.
+    arguments = [_placed(argument.replace("$$", "$"), mounts, objects, folder) for argument in container["args"]]
 
     def command(ports: Ports) -> Sequence[str]:
         # argparse keeps the last value of a flag: what the manifest says of addresses is for pods. Nothing is compiled:
@@ -145,11 +147,35 @@ def config_map_file(folder: Path, name: str, key: str) -> Path:
     return folder / "configmaps" / name / key
 
 
-def _placed(argument: str, mounts: Mapping[str, Manifest], folder: Path) -> str:
-    """*argument*, or where the file that it names in a mounted ConfigMap is on this machine."""
+def secret_files(template: Manifest, folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """The files of Secrets that *template* mounts: where each is kept for processes, its Secret and its key."""
+    for volume in template["spec"].get("volumes", ()):
+        if "secret" in volume:
+            name = volume["secret"]["secretName"]
+            for item in volume["secret"].get("items", ()):
+                yield folder / "secrets" / name / item["path"], name, item["key"]
+
+
+def secret_value(objects: Mapping[tuple[str, str], Manifest], name: str, key: str) -> bytes | None:
+    """What a Secret holds under *key*; None where there is none."""
+    encoded = objects.get(("Secret", name), {}).get("data", {}).get(key)
+    return None if encoded is None else base64.b64decode(encoded)
+
+
+def _placed(
+    argument: str, mounts: Mapping[str, Manifest], objects: Mapping[tuple[str, str], Manifest], folder: Path
+) -> str:
+    """*argument*, or where the file that it names in a mounted ConfigMap or Secret is on this machine."""
     for path, volume in mounts.items():
-        if "configMap" in volume and argument.startswith(f"{path}/"):
-            return str(config_map_file(folder, volume["configMap"]["name"], argument.removeprefix(f"{path}/")))
+        if not argument.startswith(f"{path}/"):
+            continue
+        file = argument.removeprefix(f"{path}/")
+        if "configMap" in volume:
+            return str(config_map_file(folder, volume["configMap"]["name"], file))
+        for kept, name, key in secret_files({"spec": {"volumes": [volume]}}, folder):
+            if kept.name == file:
+                _there(objects, name, key, volume["name"])
+                return str(kept)
     return argument
 
 
@@ -158,9 +184,15 @@ def _value(variable: Manifest, objects: Mapping[tuple[str, str], Manifest]) -> s
     reference = variable.get("valueFrom", {}).get("secretKeyRef")
     if reference is None:
         return str(variable.get("value", ""))
-    secret = objects.get(("Secret", reference["name"]))
-    encoded = (secret or {}).get("data", {}).get(reference["key"])
-    if encoded is None:
-        missing = f"secret {reference['name']!r}" + ("" if secret is None else f" has no key {reference['key']!r}")
-        raise PodConfigError(f"{variable['name']}: {missing}" + (" not found" if secret is None else ""))
-    return base64.b64decode(encoded).decode()
+    return _there(objects, reference["name"], reference["key"], variable["name"]).decode()
+
+
+def _there(objects: Mapping[tuple[str, str], Manifest], name: str, key: str, what: str) -> bytes:
+    """A Secret's value; raises `PodConfigError` in kubelet's words where there is none, *what* asked for it."""
+    value = secret_value(objects, name, key)
+    if value is None:
+        known = ("Secret", name) in objects
+        raise PodConfigError(
+            f"{what}: " + (f"couldn't find key {key} in Secret {name}" if known else f'secret "{name}" not found')
+        )
+    return value

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smartspec_operator import integrate
-from smartspec_operator.cluster import Cluster
+from smartspec_operator.cluster import Cluster, controller_of
 from smartspec_operator.recollect import in_force, scaled
 from smartspec_operator.replicas import Replicas
 from smartspec_operator.resource import (
@@ -60,6 +60,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
     trouble = deployment_problem(deployment)
     if trouble is None and sum(not pod.terminating for pod in live) < (deployed or 0):
         trouble = _loss([read_pod(manifest) for manifest in pods if _has_ended(manifest)], now)
+    live = await _without_api_key(owner, live, cluster)
     seen = await asyncio.gather(*(_ask(owner, pod, replicas) for pod in live))
     return Observation(
         replicas=tuple(sorted(seen, key=lambda replica: replica.pod.name)),
@@ -69,7 +70,8 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
         makes_room=any(_makes_room(manifest, now) for manifest in pods),
         problem=None if trouble is None else in_terms_of(owner, trouble),
         shared_cache=not any(_is_stuck(pod, now) for pod in live) or await _is_cache_shared(owner, cluster),
-        admin_key_version=_version(secret, owner.admin_key.key),
+        admin_key_version=_version(owner, secret),
+        is_key_lost=_is_ours(owner, secret) and _version(owner, secret) is None,
         deployed_key_version=_deployed_key_version(owner, deployment),
         integrations=integrations,
         known_kinds=known,
@@ -87,7 +89,7 @@ async def observe(owner: SmartSpec, cluster: Cluster, replicas: Replicas, now: d
 
 async def admin_key_version(owner: SmartSpec, cluster: Cluster) -> str | None:
     """What names the Secret of the admin key as it is; None while there is no key."""
-    return _version(await cluster.get("Secret", owner.namespace, owner.admin_key.name), owner.admin_key.key)
+    return _version(owner, await cluster.get("Secret", owner.namespace, owner.admin_key.name))
 
 
 async def _ask(owner: SmartSpec, pod: Pod, replicas: Replicas) -> Replica:
@@ -118,6 +120,24 @@ def _loss(ended: Sequence[Pod], now: datetime) -> Problem | None:
     if newest is None or newest.problem is None:
         return None
     return Problem(newest.problem.reason, f"{newest.name}: {newest.problem.message}".removesuffix(": "))
+
+
+async def _without_api_key(owner: SmartSpec, pods: list[Pod], cluster: Cluster) -> list[Pod]:
+    """*pods*, where those that only wait have a problem if the file with the keys of clients cannot be mounted.
+
+    Kubelet says so in Events, which the operator has no right to read, and in no status. So the Secret itself is looked
+    for, as long as a pod waits; where there is no right for that either, such a pod is `Stuck` in the end.
+    """
+    key = owner.spec.server.api_key_secret_ref
+    waiting = [pod for pod in pods if pod.admin_url is None and not pod.terminating and _only_waits(pod.problem)]
+    if key is None or not waiting or await cluster.has_key(owner.namespace, key.name, key.key) is not False:
+        return pods
+    text = f"spec.server.apiKeySecretRef: there is no Secret {key.name} with the key {key.key}"
+    return [replace(pod, problem=Problem("SecretMissing", text)) if pod in waiting else pod for pod in pods]
+
+
+def _only_waits(problem: Problem | None) -> bool:
+    return problem is None or problem.reason == "Stuck"
 
 
 def _is_stuck(pod: Pod, now: datetime) -> bool:
@@ -172,12 +192,19 @@ def _makes_room(manifest: Manifest, now: datetime) -> bool:
     return by_when is not None and "nodeName" in manifest["spec"] and phase != "Failed" and now < moment(by_when)
 
 
-def _version(secret: Manifest | None, key: str) -> str | None:
-    """A text that changes with the Secret, from its identity alone: nothing of the key leaks into annotations.
+def _is_ours(owner: SmartSpec, secret: Manifest | None) -> bool:
+    """Whether it is the Secret that the operator generated for *owner*."""
+    is_generated = owner.spec.server.admin_key_secret_ref is None
+    return is_generated and secret is not None and controller_of(secret) == owner.uid
+
+
+def _version(owner: SmartSpec, secret: Manifest | None) -> str | None:
+    """A text that changes with the admin key's Secret, from its identity alone: nothing of it leaks into annotations.
 
     A digest of the key itself would: whoever may read pods could try out keys against it, without asking any replica.
     """
-    if secret is None or key not in secret.get("data", {}):
+    is_meant = _is_ours(owner, secret) or owner.spec.server.admin_key_secret_ref is not None
+    if secret is None or not is_meant or owner.admin_key.key not in secret.get("data", {}):
         return None
     identity = f"{secret['metadata'].get('uid', '')}/{secret['metadata'].get('resourceVersion', '')}"
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

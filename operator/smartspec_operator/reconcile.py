@@ -74,8 +74,8 @@ async def write(
     children = render.children(owner, seen, policy, scale, image=image)
     for manifest in _needed(children):
         await cluster.check(manifest)
-    if seen.admin_key_version is None and owner.spec.server.admin_key_secret_ref is None:
-        await cluster.apply(render.admin_key_secret(owner, new_key()))
+    if seen.admin_key_version is None and not seen.is_key_lost and owner.spec.server.admin_key_secret_ref is None:
+        await cluster.create(render.admin_key_secret(owner, new_key()))
         seen = replace(seen, admin_key_version=await admin_key_version(owner, cluster))
         children = render.children(owner, seen, policy, scale, image=image)  # pods that start name the key's version
     for manifest in _needed(children):

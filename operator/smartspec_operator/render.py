@@ -36,6 +36,8 @@ CONNECTION_AGE_SECONDS = 10
 long it takes a new replica to get its share. A connection costs a handshake, a request seconds of computing."""
 EXIT_SECONDS = 20
 POLICY_FOLDER = "/etc/smartspec/policy"
+API_KEY_FOLDER = "/etc/smartspec/api-key"
+API_KEY_FILE = "keys"
 CACHE_FOLDER = "/cache"
 DELETE_FIRST, DELETE_LAST = "-1000", "1000"
 
@@ -70,7 +72,7 @@ def admin_key_secret(owner: SmartSpec, key: str) -> Manifest:
 
 
 def serve_arguments(owner: SmartSpec) -> list[str]:
-    """What `smartspec` is told: `serve` and flags. Keys never appear among them."""
+    """What `smartspec` is told: `serve` and flags, in plain text. Keys never appear among them."""
     spec = owner.spec
     speculation, server, method = spec.speculation, spec.server, spec.speculation.method
     arguments = ["serve", spec.model.source, "--served-name", owner.served_name, "--dtype", spec.model.dtype]
@@ -100,6 +102,8 @@ def serve_arguments(owner: SmartSpec) -> list[str]:
         "--max-connection-age": CONNECTION_AGE_SECONDS,
         "--drain-timeout": drain,
     }
+    if server.api_key_secret_ref is not None:
+        flags["--api-key-file"] = f"{API_KEY_FOLDER}/{API_KEY_FILE}"
     return arguments + [str(part) for flag in flags.items() for part in flag]
 
 
@@ -244,14 +248,27 @@ def _pod(owner: SmartSpec, image: str) -> dict[str, Any]:
             {"name": "cache", **cache_volume},
             {"name": "tmp", "emptyDir": {}},
             {"name": "policy", "configMap": {"name": owner.policy_config_map}},
+            *_api_key_volume(owner),
             *template.volumes,
         ],
         **{key: value for key, value in optional.items() if value},
     }
 
 
+def _api_key_volume(owner: SmartSpec) -> list[dict[str, Any]]:
+    """The file with the keys of clients: unlike a variable it follows the Secret while replicas run."""
+    reference = owner.spec.server.api_key_secret_ref
+    if reference is None:
+        return []
+    items = [{"key": reference.key, "path": API_KEY_FILE}]
+    return [{"name": "api-key", "secret": {"secretName": reference.name, "items": items, "optional": False}}]
+
+
 def _container(owner: SmartSpec, image: str) -> dict[str, Any]:
     template = owner.spec.template
+    keys = [
+        {"name": volume["name"], "mountPath": API_KEY_FOLDER, "readOnly": True} for volume in _api_key_volume(owner)
+    ]
     optional = {"imagePullPolicy": template.image_pull_policy, "resources": template.resources}
 
     def probe(path: str, **more: Any) -> dict[str, Any]:
@@ -261,7 +278,8 @@ def _container(owner: SmartSpec, image: str) -> dict[str, Any]:
         "name": "smartspec",
         "image": template.image or image,
         "command": ["smartspec"],
-        "args": serve_arguments(owner),
+        # Kubelet would put variables in the place of $(NAME), the hub's token too; $$ is its way to write a plain $.
+        "args": [argument.replace("$", "$$") for argument in serve_arguments(owner)],
         "env": _environment(owner),
         "ports": [
             {"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"},
@@ -280,6 +298,7 @@ def _container(owner: SmartSpec, image: str) -> dict[str, Any]:
             {"name": "cache", "mountPath": CACHE_FOLDER},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "policy", "mountPath": POLICY_FOLDER, "readOnly": True},
+            *keys,
             *template.volume_mounts,
         ],
         **{key: value for key, value in optional.items() if value},
@@ -292,10 +311,9 @@ def _environment(owner: SmartSpec) -> list[dict[str, Any]]:
             return []
         return [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}]
 
-    server, own = owner.spec.server, owner.spec.template.env
+    own = owner.spec.template.env
     ours = [
         *from_secret(ADMIN_KEY_VARIABLE, owner.admin_key),
-        *from_secret("SMARTSPEC_API_KEY", server.api_key_secret_ref),
         *from_secret("HF_TOKEN", owner.spec.model.hub_token_secret_ref),
         # The root file system is read-only: what libraries write goes to the mounted folders.
         {"name": "HOME", "value": "/tmp"},

@@ -10,7 +10,8 @@ from smartspec_operator.resource import Spec
 MAX_NAME_LENGTH = 50
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LEADS_OUT = re.compile(r"(^|/)[.][.](/|$)")
-OUR_VOLUMES = frozenset({"cache", "tmp", "policy"})
+OUR_VOLUMES = frozenset({"cache", "tmp", "policy", "api-key"})
+OUR_FOLDER = re.compile(r"/+etc/+smartspec(/|$)")
 NOTHING = frozenset({0, "0%"})
 OUR_VARIABLES = frozenset({"SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"})
 
@@ -58,7 +59,11 @@ def violations(name: str, spec: Spec, running_source: str | None = None) -> list
         ),
         (
             not OUR_VOLUMES & {volume.get("name") for volume in template.volumes},
-            "spec.template.volumes: the names cache, tmp and policy are taken",
+            "spec.template.volumes: the names cache, tmp, policy and api-key are taken",
+        ),
+        (
+            not any(OUR_FOLDER.match(str(mount.get("mountPath"))) for mount in template.volume_mounts),
+            "spec.template.volumeMounts: the folder /etc/smartspec is taken",
         ),
         (
             not any("hostPath" in volume for volume in template.volumes),

@@ -13,14 +13,11 @@ import msgspec
 from smartspec_operator import foreign
 from smartspec_operator.cluster import NotOursError, controller_of
 from smartspec_operator.contest import Contest, contested
+from smartspec_operator.keys import Secrets
 from smartspec_operator.kube import Api, ApiError
 from smartspec_operator.recent import RecentFailures
 from smartspec_operator.resource import FIELD_MANAGER, INTEGRATIONS, LABEL_INSTANCE, LABEL_MANAGED_BY, Manifest
 
-SECRET_SECONDS = 15.0
-"""How long a Secret that was read is trusted: it changes rarely, and is read by name, one request each."""
-MISSING_SECONDS = 5.0
-"""The same for one that was not there: somebody is about to make it."""
 DISCOVERY_SECONDS = 60.0
 """How long an answer about which kinds there are is trusted."""
 
@@ -84,7 +81,7 @@ class KubernetesCluster:
         self.namespace = namespace
         self._agreed: dict[Key, Agreement] = {}
         self._contests: dict[Key, Contest] = {}
-        self._secrets: dict[tuple[str, str], tuple[float, Manifest | None]] = {}
+        self.secrets = Secrets(api)
         self._kinds: dict[str, tuple[float, bool]] = {}
         self.failures = RecentFailures()
 
@@ -97,8 +94,7 @@ class KubernetesCluster:
         if owners:
             self._agreed = {key: found for key, found in self._agreed.items() if found.owner not in owners}
             self._contests = {key: found for key, found in self._contests.items() if key in self._agreed}
-        oldest = time.monotonic() - SECRET_SECONDS
-        self._secrets = {key: held for key, held in self._secrets.items() if held[0] >= oldest}
+        self.secrets.forget()
 
     async def knows(self, kind: str) -> bool:
         """Whether the server has *kind*, as of `DISCOVERY_SECONDS` ago or less."""
@@ -107,16 +103,6 @@ class KubernetesCluster:
             known = await self.api.knows(kind)
             self._kinds[kind] = (time.monotonic(), known)
         return known
-
-    async def secret(self, namespace: str, name: str) -> Manifest | None:
-        """A Secret by name, at most `SECRET_SECONDS` old."""
-        if (held := self._secrets.get((namespace, name))) is not None:
-            read, known = held
-            if time.monotonic() - read < (MISSING_SECONDS if known is None else SECRET_SECONDS):
-                return known
-        live = await self.api.get("Secret", namespace, name)
-        self._secrets[namespace, name] = (time.monotonic(), live)
-        return live
 
     async def check(self, manifest: Manifest, live: Manifest | None) -> Checked | None:
         """Try *manifest* out where *live* is not known to agree with it: None where it is.
@@ -183,8 +169,6 @@ class KubernetesCluster:
         if repair is not None and repair.contest is not None:
             self._contests[key] = repair.contest
         self._agreed[key] = Agreement(controller_of(manifest), checked.wish, _version(applied), _substance(applied))
-        if key[0] == "Secret":
-            self._secrets[key[1], key[2]] = (time.monotonic(), applied)
         return repair
 
     def _is_undone(self, key: Key, checked: Checked) -> bool:
@@ -239,9 +223,13 @@ class Snapshot:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object as it was when its kind was first asked for; one that has lost its labels is asked for by name."""
         if kind == "Secret":
-            return await self._cluster.secret(namespace, name)
+            return await self._cluster.secrets.get(namespace, name)
         live = (await self._all(kind)).by_name.get((namespace, name))
         return live if live is not None else await self._cluster.api.get(kind, namespace, name)
+
+    async def has_key(self, namespace: str, name: str, key: str) -> bool | None:
+        """Whether a Secret has it, as of a few seconds ago."""
+        return await self._cluster.secrets.has_key(namespace, name, key)
 
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
         """The same for all with *labels*."""
@@ -288,7 +276,7 @@ class Snapshot:
     async def _listed(self, manifest: Manifest) -> Manifest | None:
         """The object as its kind's list has it."""
         kind, namespace, name = _key(manifest)
-        return None if kind == "Secret" else (await self._all(kind)).by_name.get((namespace, name))
+        return (await self._all(kind)).by_name.get((namespace, name))
 
     async def _all(self, kind: str) -> _Listed:
         if kind not in self._lists:

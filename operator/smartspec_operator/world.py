@@ -135,9 +135,10 @@ class Observation:
     for, `rolling` whether it replaces pods, `problem` why pods cannot be made at all, or what ended one that is not
     replaced yet. `makes_room` is whether a replica that ends, within its time, has a place on a node yet.
     `shared_cache` is False where the cache's claim can be used on one node only. `admin_key_version` names the Secret
-    as it is and says nothing of its content; None when there is no such key. `deployed_key_version` is the one that pods
-    are made for, None where that is none or another Secret's. `integrations` are children of optional kinds, `known_kinds` those
-    of these kinds that the cluster has, and `integration_problems` what stands in the way of one, by kind.
+    as it is and says nothing of its content; None when there is no such key; `is_key_lost` where somebody
+    took the generated one out of its Secret. `deployed_key_version` is the one that pods are made for, None where that
+    is none or another Secret's. `integrations` are children of optional kinds, `known_kinds` those of these kinds that
+    the cluster has, and `integration_problems` what stands in the way of one, by kind.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -148,6 +149,7 @@ class Observation:
     problem: Problem | None = None
     shared_cache: bool = True
     admin_key_version: str | None = None
+    is_key_lost: bool = False
     deployed_key_version: str | None = None
     model_source: str | None = None
     integrations: tuple[Manifest, ...] = ()

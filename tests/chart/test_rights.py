@@ -30,7 +30,8 @@ def test_nothing_is_given_wholesale(mode: str) -> None:
         given = rules(role)
         assert not {part for rule in given for part in rule if part == "*"}
         assert not {rule for rule in given if rule[0] == "rbac.authorization.k8s.io"}
-        assert not {rule for rule in given if rule[1] == "secrets" and rule[2] not in ("get", "create", "patch")}
+        assert not {rule for rule in given if rule[1] == "secrets" and rule[2] not in ("get", "create")}
+        assert not {rule for rule in given if rule[1] == "pods" and rule[2] not in ("list", "patch")}
         assert {rule[1] for rule in given if rule[2] in ("delete", "deletecollection")} <= {
             "podmonitors",
             "inferencepools",
@@ -51,7 +52,7 @@ def test_one_namespace_needs_no_cluster_role() -> None:
 
 
 SECRETS: list[tuple[dict[str, Any], set[str]]] = [
-    ({"adminKeys": "generate"}, {"get", "create", "patch"}),
+    ({"adminKeys": "generate"}, {"get", "create"}),
     ({"adminKeys": "read"}, {"get"}),
     ({"adminKeys": "named", "adminKeyNames": ["a"]}, {"get"}),
     ({"adminKeys": "named"}, set()),

@@ -174,6 +174,7 @@ def test_the_account_may_do_what_it_must_and_no_more(kubectl: Kubectl, releases:
     assert may("update", "leases.coordination.k8s.io/smartspec-operator", NAMESPACE)
     for verb, what in [
         ("list", "secrets"), ("watch", "secrets"), ("delete", "secrets"), ("delete", "deployments.apps"),
+        ("patch", "secrets"), ("update", "secrets"), ("get", "pods"),
         ("create", "pods"), ("update", "smartspecs.smartspec.io"), ("get", "nodes"),
         ("delete", "smartspecs.smartspec.io"), ("create", "rolebindings.rbac.authorization.k8s.io"),
         ("impersonate", "users"), ("update", "leases.coordination.k8s.io/other"),

@@ -22,7 +22,6 @@ CHILDREN = {
 EDITS: dict[str, dict[str, Any]] = {
     "service": {"spec": {"ports": [{"name": "http", "port": 8080, "targetPort": "http"}]}},
     "configmap": {"data": {"policy.json": "{}"}},
-    "secret": {"data": {"key": None}},
     "persistentvolumeclaim": {"metadata": {"labels": {"app.kubernetes.io/instance": "other"}}},
     "deployment": {
         "metadata": {"labels": {"app.kubernetes.io/managed-by": None}},
@@ -99,6 +98,53 @@ async def test_edits_of_every_child_are_undone(user: User, kubelet: Kubelet) -> 
     assert "ConfigMap demo-policy was changed at data[policy.json]" in told
     assert (await user.resource())["status"]["policy"]["generation"] == 1  # nobody can have taken {} for a policy
     assert not await events(user, "PolicyChanged")
+
+
+async def test_a_key_that_was_taken_out_is_told_and_a_new_secret_made(user: User, kubelet: Kubelet) -> None:
+    """The operator has no right to write a Secret that is there: it says what to do, and does the rest."""
+    await user.apply()
+    await eventually(lambda: user.get("Secret", "demo-admin-key"))
+    await user.kubectl("patch", "secret", "demo-admin-key", "--type=merge", "-p", '{"data":{"key":null}}')
+
+    async def told() -> bool:
+        degraded = await user.condition("Degraded")
+        assert (degraded.get("status"), degraded.get("reason")) == ("True", "SecretMissing")
+        return "delete the Secret" in degraded["message"]
+
+    await eventually(told, seconds=40)
+    await user.kubectl("delete", "secret", "demo-admin-key")
+
+    async def again() -> bool:
+        assert len(await user.admin_key()) > 30
+        return bool((await user.condition("Degraded"))["reason"] != "SecretMissing")
+
+    await eventually(again, seconds=40)
+
+    async def known() -> bool:
+        return "Secret demo-admin-key was deleted, and is there again" in await events(user, "Repaired")
+
+    await eventually(known)
+
+
+async def test_a_key_of_somebody_else_is_not_taken(user: User, kubelet: Kubelet) -> None:
+    """Whoever put a Secret there would know what opens the admin ports: nothing is built until it is gone."""
+    await user.kubectl("create", "secret", "generic", "demo-admin-key", "--from-literal=key=known")
+    await user.apply()
+
+    async def told() -> bool:
+        ready = await user.condition("Ready")
+        assert (ready.get("status"), ready.get("reason")) == ("False", "Conflict")
+        return "Secret demo-admin-key exists" in ready["message"]
+
+    await eventually(told)
+    assert await user.api.get("Deployment", user.namespace, "demo") is None
+    await user.kubectl("delete", "secret", "demo-admin-key")
+
+    async def made() -> bool:
+        assert await user.api.get("Deployment", user.namespace, "demo") is not None
+        return await user.admin_key() != "known"
+
+    await eventually(made, seconds=40)
 
 
 async def test_every_deleted_child_comes_back(user: User, kubelet: Kubelet) -> None:

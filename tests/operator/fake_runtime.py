@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("target")
-    for flag in ("--host", "--policy-file", "--admin-host", "--draft", "--served-name"):
+    for flag in ("--host", "--policy-file", "--admin-host", "--draft", "--served-name", "--api-key-file"):
         parser.add_argument(flag)
     for flag in ("--port", "--admin-port", "--threads"):
         parser.add_argument(flag, type=int)

@@ -10,11 +10,12 @@ import pytest
 
 from smartspec_operator import controller
 from smartspec_operator.controller import Controller
+from smartspec_operator.keys import SECRET_SECONDS
 from smartspec_operator.kube import Api
 from smartspec_operator.metrics import Metrics
 from smartspec_operator.reported import Status
 from smartspec_operator.resource import InvalidSpecError, Manifest, SmartSpec
-from smartspec_operator.snapshot import SECRET_SECONDS, KubernetesCluster
+from smartspec_operator.snapshot import KubernetesCluster
 from smartspec_operator.world import Timing
 
 
@@ -177,7 +178,7 @@ async def test_what_was_refused_is_tried_when_what_it_has_changes(
     for _ in range(2):
         await one.tick()
     assert refusals == [1, 1]
-    one._cluster._secrets.clear()
+    one._cluster.secrets._read.clear()
     server.secret = {"metadata": {"uid": "s", "resourceVersion": "2"}}
     for _ in range(2):
         await one.tick()
@@ -221,7 +222,8 @@ async def test_who_is_gone_is_forgotten() -> None:
     for uid in ("u1", "u2"):
         metadata = {"name": uid, "namespace": "ns", "ownerReferences": [{"uid": uid, "controller": True}]}
         await cluster.snapshot().apply({"kind": "ConfigMap", "metadata": metadata})
-    cluster._secrets = {("ns", name): (time.monotonic() - age, None) for name, age in [("a", 0), ("b", SECRET_SECONDS)]}
+    ages = [("a", 0), ("b", SECRET_SECONDS)]
+    cluster.secrets._read = {("ns", name): (time.monotonic() - age, None) for name, age in ages}
     cluster.forget({"u1"})
     assert [name for _, _, name in cluster._agreed] == ["u2"]
-    assert list(cluster._secrets) == [("ns", "a")]
+    assert list(cluster.secrets._read) == [("ns", "a")]

@@ -200,10 +200,35 @@ async def test_a_missing_secret_is_named_and_the_pod_starts_once_it_comes(here: 
     waiting = (await here.pods())[0]["status"]["containerStatuses"][0]["state"]["waiting"]
     assert waiting == {
         "reason": "CreateContainerConfigError",
-        "message": "SMARTSPEC_ADMIN_KEY: secret 'other' not found",
+        "message": 'SMARTSPEC_ADMIN_KEY: secret "other" not found',
     }
     await here.cluster.apply({"kind": "Secret", "metadata": {"name": "other"}, "stringData": {"key": "k"}})
     await until(lambda: here.routes)
+    assert len(here.cluster.pods) == 1
+
+
+async def test_a_file_of_a_secret_follows_it(here: Here, tmp_path: Path) -> None:
+    """A pod that mounts a key waits for it, finds it under the flag's path, and reads the next one there, too."""
+    file = tmp_path / "secrets" / "mine" / "keys"
+    wanted = deployment()
+    spec = wanted["spec"]["template"]["spec"]
+    items = [{"key": "k", "path": "keys"}]
+    spec["volumes"].append({"name": "api-key", "secret": {"secretName": "mine", "items": items, "optional": False}})
+    spec["containers"][0]["volumeMounts"].append({"name": "api-key", "mountPath": "/etc/smartspec/api-key"})
+    spec["containers"][0]["args"] += ["--api-key-file", "/etc/smartspec/api-key/keys", "--served-name", "x$$(HF_TOKEN)"]
+    await here.cluster.apply(wanted)
+    for secret, problem in (({}, 'secret "mine" not found'), ({"other": "?"}, "couldn't find key k in Secret mine")):
+        if secret:
+            await here.cluster.apply({"kind": "Secret", "metadata": {"name": "mine"}, "stringData": secret})
+        waiting = (await here.pods())[0]["status"]["containerStatuses"][0]["state"]["waiting"]
+        assert waiting["message"] == f"api-key: {problem}"
+    for key in ("first", "second"):
+        await here.cluster.apply({"kind": "Secret", "metadata": {"name": "mine"}, "stringData": {"k": key}})
+        await until(lambda: here.routes)
+        told = (await here.describe())["arguments"]
+        assert told["api_key_file"] == str(file)
+        assert told["served_name"] == "x$(HF_TOKEN)"
+        assert (file.read_text(), file.stat().st_mode & 0o077) == (key, 0)
     assert len(here.cluster.pods) == 1
 
 

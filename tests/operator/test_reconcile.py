@@ -10,7 +10,7 @@ import pytest
 from fleets import NOW, load
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings, decode_settings
-from smartspec_operator.cluster import NotOursError
+from smartspec_operator.cluster import NotOursError, controller_of
 from smartspec_operator.observe import observe, read_pod
 from smartspec_operator.reconcile import reconcile
 from smartspec_operator.reported import ScalingRecord, Status, as_manifest
@@ -33,6 +33,7 @@ class MemoryCluster:
         self.applied: list[str] = []
         self.known: set[str] = set()
         self.refused: set[str] = set()
+        self.is_closed = False
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object."""
@@ -41,6 +42,19 @@ class MemoryCluster:
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Sequence[Manifest]:
         """All of a kind."""
         return [live for (of, _), live in self.objects.items() if of == kind]
+
+    async def has_key(self, namespace: str, name: str, key: str) -> bool | None:
+        """Whether there is such a Secret; nothing, where Secrets may not be read."""
+        live = self.objects.get(("Secret", name))
+        return None if self.is_closed else live is not None and key in live.get("data", {})
+
+    async def create(self, manifest: Manifest) -> None:
+        """Keep it, unless there is one: as the API server does it, beside what was observed."""
+        live = self.objects.get((manifest["kind"], manifest["metadata"]["name"]))
+        if live is None:
+            await self.apply(manifest)
+        elif controller_of(live) != controller_of(manifest):
+            raise NotOursError("Secret exists")
 
     async def knows(self, kind: str) -> bool:
         """Only Kubernetes' own."""
@@ -159,6 +173,60 @@ def test_a_key_of_ones_own_is_not_generated() -> None:
     cluster = MemoryCluster()
     run(cluster, server={"adminKeySecretRef": {"name": "mine", "key": "k"}})
     assert "Secret" not in cluster.applied
+
+
+def test_a_key_of_somebody_else_is_not_taken() -> None:
+    """A Secret of the generated name that another put there would open the admin ports to him."""
+    cluster = MemoryCluster()
+    cluster.objects["Secret", "demo-admin-key"] = {"metadata": {"name": "demo-admin-key"}, "data": {"key": "aGVsbG8="}}
+    with pytest.raises(NotOursError):
+        run(cluster)
+    assert cluster.applied == []
+
+
+def test_a_key_taken_out_of_its_secret_is_told() -> None:
+    """The operator may not write Secrets that exist: it says what to do, and mends it when that was done."""
+    cluster = MemoryCluster()
+    run(cluster)
+    cluster.objects["Secret", "demo-admin-key"]["data"] = {}
+    degraded = run(cluster).condition("Degraded")
+    assert degraded is not None
+    assert (degraded.status, degraded.reason) == ("True", "SecretMissing")
+    assert "delete the Secret" in degraded.message
+    del cluster.objects["Secret", "demo-admin-key"]
+    healthy = run(cluster).condition("Degraded")
+    assert healthy is not None
+    assert healthy.status == "False"
+
+
+@pytest.mark.parametrize(
+    ("data", "is_closed", "phase", "reason"),
+    [
+        (None, False, "Pending", "SecretMissing"),
+        ({}, False, "Pending", "SecretMissing"),
+        ({"api": "aGVsbG8="}, False, "Pending", None),
+        (None, True, "Pending", None),
+        (None, False, "Running", None),
+    ],
+)
+def test_a_missing_api_key_is_told_while_a_pod_waits_for_it(
+    data: dict[str, str] | None, is_closed: bool, phase: str, reason: str | None
+) -> None:
+    """Kubelet says of a file that cannot be mounted only ContainerCreating; a replica that runs has its keys."""
+    cluster = MemoryCluster()
+    cluster.is_closed = is_closed
+    cluster.add_pod("a", ready=False)
+    if phase == "Pending":
+        waiting = [{"state": {"waiting": {"reason": "ContainerCreating"}}}]
+        cluster.objects["Pod", "a"]["status"] = {"phase": phase, "containerStatuses": waiting}
+    if data is not None:
+        cluster.objects["Secret", "keys"] = {"metadata": {"name": "keys"}, "data": data}
+    spec = {"model": {"source": "m"}, "server": {"apiKeySecretRef": {"name": "keys", "key": "api"}}}
+    body = {"metadata": {"name": "demo"}, "spec": spec}
+    world = asyncio.run(observe(parse(body), cluster, MemoryReplicas(a=load()), NOW))
+    problem = world.replicas[0].pod.problem
+    assert (None if problem is None else problem.reason) == reason
+    assert problem is None or problem.message.startswith("spec.server.apiKeySecretRef: ")
 
 
 def test_an_invalid_spec_writes_nothing() -> None:

@@ -1,5 +1,7 @@
 """The children as manifests: what pods run, what they may, and what changes them."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -96,10 +98,44 @@ def test_keys_come_from_secrets_and_never_stand_among_arguments() -> None:
     sources = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in made["env"] if "valueFrom" in v}
     assert sources == {
         "SMARTSPEC_ADMIN_KEY": {"name": "demo-admin-key", "key": "key"},
-        "SMARTSPEC_API_KEY": reference,
         "HF_TOKEN": {"name": "hub", "key": "t"},
     }
-    assert not any("key" in argument for argument in made["args"])
+    assert [argument for argument in made["args"] if "key" in argument] == [
+        "--api-key-file", "/etc/smartspec/api-key/keys",
+    ]  # fmt: skip
+    assert not any("key" in argument for argument in container()["args"])
+
+
+def test_clients_keys_are_a_file_that_follows_their_secret() -> None:
+    """A variable is read at the start, and a subPath is never brought up to date. Without the Secret no pod starts."""
+    made = pod(server={"apiKeySecretRef": {"name": "keys", "key": "api"}})
+    (volume,) = [volume for volume in made["volumes"] if volume["name"] == "api-key"]
+    (mount,) = [mount for mount in made["containers"][0]["volumeMounts"] if mount["name"] == "api-key"]
+    assert volume["secret"] == {"secretName": "keys", "items": [{"key": "api", "path": "keys"}], "optional": False}
+    assert mount == {"name": "api-key", "mountPath": "/etc/smartspec/api-key", "readOnly": True}
+    assert "api-key" not in str(pod()["volumes"])
+
+
+def expanded(text: str, variables: Mapping[str, str]) -> str:
+    """What kubelet makes of an argument (source: Kubernetes, `third_party/forked/golang/expansion`)."""
+    return re.sub(
+        r"\$(\$|\(([^)]*)\))",
+        lambda found: "$" if found[1] == "$" else variables.get(found[2], found[0]),
+        text,
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["x$(HF_TOKEN)", "x$$(HF_TOKEN)", "x$$$(HF_TOKEN)", "$", "a$$b", "x$", "x$(", "~$(A)$"]
+)
+def test_no_variable_gets_into_arguments(text: str) -> None:
+    """The hub's token would stand in the model's public name; what the spec says arrives as it was said."""
+    model, draft = {"servedName": f"n{text}", "source": f"m{text}", "revision": f"r{text}"}, {"source": f"d{text}"}
+    arguments = container(model=model, speculation={"draft": draft})["args"]
+    seen = [expanded(argument, {"HF_TOKEN": "hf_secret", "A": "a"}) for argument in arguments]
+    assert seen == render.serve_arguments(smartspec(model=model, speculation={"draft": draft}))
+    assert {f"n{text}", f"m{text}", f"r{text}", f"d{text}"} <= set(seen)
+    assert children(model=model)["Deployment"]["metadata"]["annotations"]["smartspec.io/model"] == f"m{text}"
 
 
 def test_the_policy_is_mounted_as_replicas_read_it() -> None:

@@ -199,7 +199,10 @@ SPECS = pick(
     ),
     storage=pick(cache=pick(sizeLimit=st.just("1Gi"), claimName=st.just("claim"), size=st.just("2Gi"))),
     template=pick(
-        volumes=named("models", "cache", "tmp", "policy"),
+        volumes=named("models", "cache", "tmp", "policy", "api-key"),
+        volumeMounts=st.sampled_from(["/models", "/etc/smartspec", "/etc//smartspec/api-key", "/etc/smartspecs"]).map(
+            lambda path: [{"name": "models", "mountPath": path}]
+        ),
         env=named("X", "SMARTSPEC_ADMIN_KEY", "SMARTSPEC_API_KEY"),
         rollout=pick(maxSurge=PODS_OR_PERCENT, maxUnavailable=PODS_OR_PERCENT),
     ),
