@@ -132,6 +132,13 @@ CASES: tuple[Case, ...] = (
     Case("a rollout of no percent", "rule", "spec.template.rollout.maxUnavailable", _template(
         rollout={"maxSurge": "0%", "maxUnavailable": "0%"}
     )),
+    Case("a volume in the place of the keys", "rule", "spec.template.volumes", _template(
+        volumes=[{"name": "api-key", "emptyDir": {}}]
+    )),
+    Case("a mount over the keys", "rule", "spec.template.volumeMounts", _template(
+        volumes=[{"name": "mine", "emptyDir": {}}],
+        volumeMounts=[{"name": "mine", "mountPath": "//etc/smartspec/api-key/"}],
+    )),
     Case("a key in plain sight", "rule", "spec.template.env", _env(name="SMARTSPEC_API_KEY", value="hunter2")),
     Case("the node's own disk", "operator", "spec.template.volumes", _template(
         volumes=[{"name": "root", "hostPath": {"path": "/"}}]
@@ -139,13 +146,6 @@ CASES: tuple[Case, ...] = (
     # what no pod can be made of
     Case("an amount of nothing known", "child", "spec.template.resources", _template(
         resources={"limits": {"cpu": "lots"}}
-    )),
-    Case("a volume in the place of the keys", "rule", "spec.template.volumes", _template(
-        volumes=[{"name": "api-key", "emptyDir": {}}]
-    )),
-    Case("a mount over the keys", "rule", "spec.template.volumeMounts", _template(
-        volumes=[{"name": "mine", "emptyDir": {}}],
-        volumeMounts=[{"name": "mine", "mountPath": "//etc/smartspec/api-key/"}],
     )),
     Case("more wanted than allowed", "child", "spec.template.resources", _template(
         resources={"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}

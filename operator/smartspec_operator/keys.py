@@ -67,7 +67,7 @@ class Secrets:
         return was_lost
 
     def forget(self) -> None:
-        """Drop those that are trusted no more."""
-        oldest = time.monotonic() - SECRET_SECONDS
+        """Drop those that nobody asked for again when they were trusted no more: then it shows what has gone."""
+        oldest = time.monotonic() - 2 * SECRET_SECONDS
         self._read = {place: held for place, held in self._read.items() if held[0] >= oldest}
         self._lost &= self._read.keys()

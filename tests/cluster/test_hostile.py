@@ -119,10 +119,7 @@ async def test_what_only_pods_show_names_its_field(user: User, kubelet: Kubelet,
                 "name": "smartspec", "image": "x", "imageID": "x", "ready": False, "restartCount": 0,
                 "state": {"waiting": waiting},
             }  # fmt: skip
-            placed = {
-                "type": "PodScheduled",
-                "status": "True",
-            }  # the scheduler, which has no node, keeps saying otherwise
+            placed = {"type": "PodScheduled", "status": "True"}  # the scheduler has no node, and keeps saying otherwise
             status = {"status": {"containerStatuses": [container], "conditions": [placed]}}
             await user.api.patch("Pod", user.namespace, pod["metadata"]["name"], status, "status")
         ready = await user.condition("Ready")

@@ -222,7 +222,7 @@ async def test_who_is_gone_is_forgotten() -> None:
     for uid in ("u1", "u2"):
         metadata = {"name": uid, "namespace": "ns", "ownerReferences": [{"uid": uid, "controller": True}]}
         await cluster.snapshot().apply({"kind": "ConfigMap", "metadata": metadata})
-    ages = [("a", 0), ("b", SECRET_SECONDS)]
+    ages = [("a", SECRET_SECONDS), ("b", 2 * SECRET_SECONDS)]
     cluster.secrets._read = {("ns", name): (time.monotonic() - age, None) for name, age in ages}
     cluster.forget({"u1"})
     assert [name for _, _, name in cluster._agreed] == ["u2"]
