@@ -21,6 +21,12 @@ spec:
   model: {{source: {target}, servedName: tiny, dtype: float32}}
   speculation: {{method: DraftModel, draft: {{source: {draft}}}}}
   autoscaling: {{maxReplicas: 4}}
+  server: {{apiKeySecretRef: {{name: keys, key: clients}}}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: keys}}
+stringData: {{clients: {key}}}
 """
 
 
@@ -30,10 +36,14 @@ def is_alive(process_id: int) -> bool:
 
 
 async def test_a_file_serves_a_model_pair_with_the_operators_policy(tmp_path: Path) -> None:
-    """Text comes through the front, speculated; the replica runs the policy that the operator decided; all ends."""
+    """Text comes through the front, speculated; the replica runs the policy that the operator decided; all ends.
+
+    Clients need a key, and another one as soon as its Secret says so: the same replica reads it.
+    """
     pair = write_pair(tmp_path)
     file, status = tmp_path / "tiny.yaml", tmp_path / "status.json"
-    file.write_text(TEXT.format(target=pair.target.relative_to(tmp_path), draft=pair.draft.relative_to(tmp_path)))
+    target, draft = pair.target.relative_to(tmp_path), pair.draft.relative_to(tmp_path)
+    file.write_text(TEXT.format(target=target, draft=draft, key="first"))
     flags = ["--port", "0", "--tick", "0.2", "--status-file", str(status), "--folder", str(tmp_path / "local")]
     command = [sys.executable, "-m", "smartspec_operator", "local", str(file), *flags]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -49,7 +59,16 @@ async def test_a_file_serves_a_model_pair_with_the_operators_policy(tmp_path: Pa
     try:
         await until(ready, seconds=90)
         body = {"model": "tiny", "prompt": "def f(x):\n", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
-        async with ClientSession(state()["url"]) as session:
+        async with ClientSession(state()["url"], headers={"Authorization": "Bearer second"}) as session:
+            names = [pod["name"] for pod in state()["pods"]]
+            async with session.get("/v1/models") as answer:
+                assert answer.status == 401
+            file.write_text(TEXT.format(target=target, draft=draft, key="second"))
+            async with asyncio.timeout(10):
+                while answer.status == 401:
+                    async with session.get("/v1/models") as answer:
+                        await asyncio.sleep(0.1)
+            assert [pod["name"] for pod in state()["pods"]] == names
             texts = []
             for mode in ("auto", "off"):
                 async with session.post("/v1/completions", json=body | {"speculation": {"mode": mode}}) as answer:
