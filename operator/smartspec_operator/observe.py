@@ -188,8 +188,8 @@ def _is_rolling(deployment: Manifest) -> bool:
 
 def _makes_room(manifest: Manifest, now: datetime) -> bool:
     """Whether a pod that ends has a place on a node yet. One of a lost node never goes: it has a deadline."""
-    by_when, phase = manifest["metadata"].get("deletionTimestamp"), manifest.get("status", {}).get("phase")
-    return by_when is not None and "nodeName" in manifest["spec"] and phase != "Failed" and now < moment(by_when)
+    by_when = manifest["metadata"].get("deletionTimestamp")
+    return by_when is not None and "nodeName" in manifest["spec"] and not _has_ended(manifest) and now < moment(by_when)
 
 
 def _is_ours(owner: SmartSpec, secret: Manifest | None) -> bool:
