@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings, decode_settings
 from smartspec_operator.kube import Api
-from smartspec_operator.render import ADMIN_PORT
+from smartspec_operator.replica_pod import ADMIN_PORT
 from smartspec_operator.resource import Manifest
 
 ROOT = Path(__file__).parents[1]

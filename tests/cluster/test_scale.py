@@ -14,7 +14,7 @@ from aiohttp import web
 from control_plane import Kubelet, Operator, User, eventually
 from fleets import histogram, linear_priors, load
 from smartspec.policy.settings import decode_settings
-from smartspec_operator.render import ADMIN_PORT
+from smartspec_operator.replica_pod import ADMIN_PORT
 
 T = TypeVar("T")
 COUNT = 300

@@ -32,7 +32,8 @@ def test_every_field_of_a_request_is_documented() -> None:
 
 def test_every_condition_of_the_operator_is_explained() -> None:
     """The troubleshooting table has a row for each condition a SmartSpec can show."""
-    source = (DOCS.parent / "operator/smartspec_operator/conditions.py").read_text()
+    package = DOCS.parent / "operator/smartspec_operator"
+    source = "".join((package / f"{name}.py").read_text() for name in ("conditions", "objectives"))
     text = (DOCS / "operator.md").read_text()
     conditions = set(re.findall(r'Condition\(\s*"(\w+)"', source))
     assert len(conditions) >= 8

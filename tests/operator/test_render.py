@@ -11,6 +11,7 @@ from fleets import load, policy, replica, seen, smartspec
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import decode_settings
 from smartspec_operator import render
+from smartspec_operator.replica_pod import serve_arguments
 from smartspec_operator.resource import POLICY_FILE, Manifest
 from smartspec_operator.world import Failure, Observation, ScalingDecision
 
@@ -133,7 +134,7 @@ def test_no_variable_gets_into_arguments(text: str) -> None:
     model, draft = {"servedName": f"n{text}", "source": f"m{text}", "revision": f"r{text}"}, {"source": f"d{text}"}
     arguments = container(model=model, speculation={"draft": draft})["args"]
     seen = [expanded(argument, {"HF_TOKEN": "hf_secret", "A": "a"}) for argument in arguments]
-    assert seen == render.serve_arguments(smartspec(model=model, speculation={"draft": draft}))
+    assert seen == serve_arguments(smartspec(model=model, speculation={"draft": draft}))
     assert {f"n{text}", f"m{text}", f"r{text}", f"d{text}"} <= set(seen)
     assert children(model=model)["Deployment"]["metadata"]["annotations"]["smartspec.io/model"] == f"m{text}"
 
