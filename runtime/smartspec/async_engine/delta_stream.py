@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Callable
 from smartspec.scheduling.client import GenerationDelta, GenerationRequest
 
 MOST_BUFFERED = 32
-"""Deltas of a whole answer that are kept for its reader: all of a long one would hold up the event loop at its end."""
+"""Of a whole answer so many deltas wake the reader: all of a long one would hold up the event loop at its end."""
 
 
 class DeltaStream(AsyncGenerator[GenerationDelta, None]):
     """Deltas of one request in order, buffered without bound (max_tokens bounds them), ended by the last.
 
-    A reader that waits is woken for each delta, or, where the request is not streamed, for the first, the last, and so
-    many between.
+    A reader that waits is woken for each delta, or, where the request is not streamed, for the first, the last, and
+    whenever `MOST_BUFFERED` are there.
     A class, not an `async def` with `yield`: closing one of those before its first step would not run its `finally`,
     and the request would run on for nobody. All methods belong to the event loop.
     """
