@@ -65,7 +65,7 @@ FROM torch AS runtime-packages
 COPY --from=requirements /runtime.txt /
 RUN /build/bin/pip --python /venv/bin/python install --prefix /packages -r /runtime.txt
 
-FROM base AS runtime
+FROM base AS server
 # For the compiled forward on CPUs, and an OpenMP library to choose by SMARTSPEC_OPENMP=libomp.so.5 (1 MB). Where CPUs are
 # not served on, --build-arg COMPILER= leaves it out.
 ARG COMPILER="g++ libpython3-dev libomp5"
@@ -79,9 +79,19 @@ COPY --from=runtime-packages /packages /venv
 COPY examples/models/stdlib-target /models/stdlib-target
 COPY examples/models/stdlib-draft /models/stdlib-draft
 # The root file system may be read-only: what is written goes to /cache and /tmp.
-ENV HF_HOME=/cache/huggingface XDG_CACHE_HOME=/cache NUMBA_CACHE_DIR=/cache/numba
+ENV HF_HOME=/cache/huggingface XDG_CACHE_HOME=/cache
 EXPOSE 8000 8001
 ENTRYPOINT ["smartspec"]
 CMD ["serve", "/models/stdlib-target", "--draft", "/models/stdlib-draft", "--host", "0.0.0.0", "--port", "8000"]
 USER 65532:65532
 COPY --from=package /package /venv
+
+# What numba compiles, for all processors of a level: a replica that compiled it for itself would start half a minute later.
+FROM server AS kernels
+USER root
+RUN python3 -m smartspec.precompile /kernels
+
+FROM server AS runtime
+COPY --from=kernels /kernels /kernels
+# Unpacked at each start to where numba may write. Not under /cache: that may be a volume which replicas of two versions share.
+ENV SMARTSPEC_KERNELS=/kernels NUMBA_CACHE_DIR=/tmp/numba

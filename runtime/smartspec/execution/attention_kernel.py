@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, float32, njit, types
 
 from smartspec.execution.machine import fetch_add, pointer, prefetch
 from smartspec.execution.vector_lines import narrow_line, widen_line
 from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
+from smartspec.native import carray, cfunc, float32, njit, types
+
+ELEMENTS = {32: np.float32, 16: np.uint16}
+"""What keys and values consist of, by bits: a bfloat16 is held as an integer, see `machine`."""
 
 CHUNK = 128
 """Positions whose scores are held at once; a constant, since the place of its borders is part of the result."""
@@ -52,7 +55,7 @@ _ZERO = np.float32(0.0)
 _LOWEST = np.float32(LOWEST)
 
 
-@njit(error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+@njit(error_model="numpy", nogil=True)
 def _attend(
     p: Any,
     query: Any,
@@ -155,7 +158,7 @@ def _attend(
             narrow_line(acc, m * dv, shrink / total, out, (row * num_heads + head) * dv, dv)
 
 
-@njit(error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+@njit(error_model="numpy", nogil=True)
 def _write(p: Any, key: Any, value: Any, key_cache: Any, value_cache: Any, tables: Any, tiles: Any) -> None:
     num_tiles, kv_heads, dk, dv, size = p[_TILES_N], p[_KV_HEADS], p[_DK], p[_DV], p[_BLOCK]
     while True:
@@ -227,7 +230,7 @@ class Kernels:
 @cache
 def kernels(element_bits: int) -> Kernels:
     """Compiled for float32 (32) or bfloat16 (16): some seconds the first time, then from numba's cache on disk."""
-    element = {32: np.float32, 16: np.uint16}[element_bits]
+    element = ELEMENTS[element_bits]
     sources = [
         Path(__file__).with_name(f"{name}.py") for name in ("vector_tiles", "vector_softmax", "vector_lines", "machine")
     ]

@@ -7,14 +7,13 @@ A bfloat16 is the upper half of a float32. Tensors of it reach a kernel as uint1
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from smartspec.native import cgutils, intrinsic, types
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def widen(typingctx: Any, element: Any) -> Any:
     """float32 of a float32 (itself) or of a uint16 that holds a bfloat16."""
 
@@ -37,7 +36,7 @@ def rounded_bits(builder: Any, value: Any, ints: Any) -> Any:
     return builder.lshr(builder.add(bits, builder.add(odd, constant(0x7FFF))), constant(16))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def narrow(typingctx: Any, value: Any, like: Any) -> Any:
     """float32 *value* as an element of the type of *like*: float32, or uint16 that holds a bfloat16."""
 
@@ -49,7 +48,7 @@ def narrow(typingctx: Any, value: Any, like: Any) -> Any:
     return like(value, like), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fetch_add(typingctx: Any, array: Any, amount: Any) -> Any:
     """Add *amount* to the first element of an int64 *array* atomically; the value before is returned."""
 
@@ -60,7 +59,7 @@ def fetch_add(typingctx: Any, array: Any, amount: Any) -> Any:
     return types.int64(array, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
     """The memory at an integer *address*, for `numba.carray`."""
 
@@ -70,7 +69,7 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def prefetch(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
     """Ask for *count* elements of *array* from index *start* on to be brought near: into the second cache, for the
     first is full of what is computed with."""

@@ -4,10 +4,9 @@ indices that it must not trust (they could be negative) gathers them one by one.
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
 from smartspec.execution.machine import narrow, rounded_bits, widen
+from smartspec.native import intrinsic, njit, types
 
 WIDTH = 16
 
@@ -19,7 +18,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any, lanes: An
     return builder.bitcast(builder.gep(data, [at]), lanes.as_pointer())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _widen_16(typingctx: Any, source: Any, at: Any, target: Any, to: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         is_float = signature.args[0].dtype == types.float32
@@ -34,7 +33,7 @@ def _widen_16(typingctx: Any, source: Any, at: Any, target: Any, to: Any) -> Any
     return types.void(source, types.int64, target, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _narrow_16(typingctx: Any, source: Any, at: Any, factor: Any, target: Any, to: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         is_float = signature.args[3].dtype == types.float32
@@ -53,7 +52,7 @@ def _narrow_16(typingctx: Any, source: Any, at: Any, factor: Any, target: Any, t
     return types.void(source, types.int64, types.float32, target, types.int64), codegen
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit()
 def widen_line(source: Any, at: int, target: Any, to: int, count: int) -> None:
     """target[to + i] = source[at + i] as float32, for i < count; flat arrays."""
     i = 0
@@ -65,7 +64,7 @@ def widen_line(source: Any, at: int, target: Any, to: int, count: int) -> None:
         i += 1
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit()
 def narrow_line(source: Any, at: int, factor: Any, target: Any, to: int, count: int) -> None:
     """target[to + i] = source[at + i] * factor in the type of *target*, for i < count; flat arrays."""
     i = 0

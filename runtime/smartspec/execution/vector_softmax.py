@@ -6,9 +6,8 @@ Sums run through 16 lanes, then pairwise over those: further lanes of zeros chan
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from smartspec.native import cgutils, intrinsic, types
 
 WIDTH = 16
 LOWEST = -1e30
@@ -93,7 +92,7 @@ class _Lanes:
         return self.builder.extract_element(values, _I32(0))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def exp(typingctx: Any, x: Any) -> Any:
     """e**x of one float32 x <= 88."""
 
@@ -103,7 +102,7 @@ def exp(typingctx: Any, x: Any) -> Any:
     return types.float32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def mask_and_scale(
     typingctx: Any, scores: Any, at: Any, lanes: Any, low: Any, high: Any, scale: Any, softcap: Any, top: Any
 ) -> Any:
@@ -136,7 +135,7 @@ def mask_and_scale(
     return f32(scores, i64, i64, i64, i64, f32, f32, f32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def exponentiate(typingctx: Any, scores: Any, at: Any, lanes: Any, top: Any) -> Any:
     """Turn *lanes* scores (a multiple of 16) from index *at* on into e**(score - top); their sum is returned."""
 

@@ -9,9 +9,8 @@ the odd indices in ascending order (two, to hide the latency of one), whatever t
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from smartspec.native import cgutils, intrinsic, njit, types
 
 WIDTH = 16
 """Lanes of a vector: one AVX-512 register of float32, two of AVX2, four of NEON."""
@@ -41,7 +40,7 @@ def _tile(rows: int, groups: int, width: int) -> Any:
             one, ir.Constant(lanes, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
         )
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def tile(
         typingctx: Any, a: Any, a_at: Any, a_row: Any, b: Any, b_at: Any, b_row: Any, out: Any, out_at: Any,
         out_row: Any, count: Any,
@@ -98,7 +97,7 @@ _tile_4x1, _tile_2x2, _tile_1x4 = _tile(4, 1, WIDTH), _tile(2, 2, WIDTH), _tile(
 _tile_2x1, _tile_1x1, _tile_scalar = _tile(2, 1, WIDTH), _tile(1, 1, WIDTH), _tile(1, 1, 1)
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit()
 def multiply_add(
     a: Any, a_at: int, a_row: int, b: Any, b_at: int, b_row: int, out: Any, out_at: int, out_row: int,
     rows: int, lanes: int, count: int,

@@ -8,8 +8,8 @@ constants and functions that these use are here.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from smartspec.native import njit
 from smartspec.policy.types import Proposer, Verifier
 
 MAX_POSITIONS = 32
@@ -41,13 +41,13 @@ _CLASS = np.array([sum(length >= lower for lower in MATCH_LENGTHS[1:]) for lengt
 """The class of a match by its length; the last one holds for all that are longer."""
 
 
-@njit("int64(int64, int64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("int64(int64, int64)", cache=True)
 def lookup_row(verifier: int, match_tokens: int) -> int:
     """The table row of prompt lookup after a match."""
     return int(NUM_PAIRS + verifier * len(MATCH_LENGTHS) + _CLASS[min(match_tokens, MATCH_LENGTHS[-1])])
 
 
-@njit("int64[::1](int64[::1], int64[::1], int64[::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit("int64[::1](int64[::1], int64[::1], int64[::1])", cache=True)
 def rows_of(proposers: Any, verifiers: Any, matches: Any) -> Any:
     """`row_of` of many, by number."""
     rows = verifiers.copy()
@@ -57,7 +57,7 @@ def rows_of(proposers: Any, verifiers: Any, matches: Any) -> Any:
     return rows
 
 
-@njit("(float64[::1], float64, int64, float64[::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit("(float64[::1], float64, int64, float64[::1])", cache=True)
 def _chances(rates: Any, shift: float, room: int, found: Any) -> None:
     """Put the chances of the first *room* positions into *found*, in place."""
     chance = 1.0
@@ -70,7 +70,7 @@ def _chances(rates: Any, shift: float, room: int, found: Any) -> None:
     "UniTuple(float64[:,::1], 2)(float64[:,::1], float64[:,::1], float64[:,::1], float64, float64, "
     "int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)",
     cache=True,
-)  # type: ignore[untyped-decorator]
+)
 def survival(
     rates: Any,
     excess: Any,
@@ -97,7 +97,7 @@ def survival(
     return drafted, copied
 
 
-@njit("UniTuple(int64[::1], 3)(int64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("UniTuple(int64[::1], 3)(int64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)", cache=True)
 def ages(last_tried: Any, tried_in: Any, verifiers: Any, matches: Any, slots: Any, step: int) -> Any:
     """`AcceptanceModel.ages`, of the steps [proposer, slot] and [row] they were tried in; -1 is never."""
     drafted, copied, by_class = np.empty_like(slots), np.empty_like(slots), np.empty_like(slots)
@@ -112,7 +112,7 @@ def ages(last_tried: Any, tried_in: Any, verifiers: Any, matches: Any, slots: An
     return drafted, copied, by_class
 
 
-@njit("(float64[:,::1], float64[:,::1], float64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("(float64[:,::1], float64[:,::1], float64)", cache=True)
 def fade_evidence(accepted: Any, trials: Any, fade: float) -> None:
     """Let evidence [row, position] fade, but never below `LEAST_WEIGHT`."""
     for row in range(trials.shape[0]):
@@ -123,7 +123,7 @@ def fade_evidence(accepted: Any, trials: Any, fade: float) -> None:
                 trials[row, j] *= keep
 
 
-@njit("(float64[:,::1], float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("(float64[:,::1], float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)", cache=True)
 def count_outcomes(accepted: Any, trials: Any, tried_in: Any, rows: Any, drafted: Any, kept: Any, step: int) -> None:
     """Add outcomes [N] to their rows of the table: tokens kept, and the first one that was not."""
     for i in range(len(rows)):
@@ -136,7 +136,7 @@ def count_outcomes(accepted: Any, trials: Any, tried_in: Any, rows: Any, drafted
             tried_in[rows[i]] = step
 
 
-@njit("(float64[:,::1], float64[:,::1], float64[:,::1])", cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit("(float64[:,::1], float64[:,::1], float64[:,::1])", cache=True, error_model="numpy")
 def estimate_rates(accepted: Any, trials: Any, rates: Any) -> None:
     """Rates [row, position], in place: each position shrunk to the one before, each class of matches to all matches;
     positions that nobody tried are like the last one tried by anybody."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numba import njit, types
 
+from smartspec.native import njit, types
 from smartspec.policy.regression import Ints
 
 NOTHING = -1
@@ -40,7 +40,7 @@ def by_letter(number: dict[Any, int]) -> Ints:
     return table
 
 
-@njit(types.int64(_BYTES, types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@njit(types.int64(_BYTES, types.int64, types.int64), cache=True)
 def _integer(data: Any, at: int, size: int) -> int:
     """The unsigned integer in *size* bytes from *at* on, greatest byte first."""
     number = 0
@@ -49,7 +49,7 @@ def _integer(data: Any, at: int, size: int) -> int:
     return number
 
 
-@njit(types.void(_BYTES, types.int64[:, ::1]), cache=True)  # type: ignore[untyped-decorator]
+@njit(types.void(_BYTES, types.int64[:, ::1]), cache=True)
 def _read(data: Any, found: Any) -> None:
     """An array of arrays in MessagePack (https://github.com/msgpack/msgpack, spec.md) into `found` [F, R]."""
     num_fields, num_rows = found.shape

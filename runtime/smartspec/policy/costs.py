@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from smartspec.native import njit
 from smartspec.policy.latency import LatencyModel
 from smartspec.policy.regression import Array, Ints
 from smartspec.policy.types import BatchState
@@ -67,7 +67,7 @@ def costs_of(batch: BatchState, latency: LatencyModel, context_tokens: int, most
     "float64[::1](float64[::1], float64[::1], float64[::1], int64[::1], int64, int64, float64, float64, float64)",
     cache=True,
     error_model="numpy",
-)  # type: ignore[untyped-decorator]
+)
 def _nodes(
     knots: Any,
     target: Any,
@@ -99,7 +99,7 @@ def _nodes(
     return seconds
 
 
-@njit("float64[:,::1](float64[::1], float64[::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit("float64[:,::1](float64[::1], float64[::1])", cache=True)
 def _points(knots: Any, draft: Any) -> Any:
     """A draft forward's curve as points [2, P], of its coefficients: one at each knot and one beyond the last."""
     num = len(knots)
@@ -113,7 +113,7 @@ def _points(knots: Any, draft: Any) -> Any:
     return points
 
 
-@njit("float64(float64[:,::1], float64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("float64(float64[:,::1], float64)", cache=True)
 def _forward(points: Any, rows: float) -> float:
     """Seconds at *rows* > 0 on the line through *points*."""
     x, y = points[0], points[1]
@@ -125,7 +125,7 @@ def _forward(points: Any, rows: float) -> float:
     return float(y[i] + (rows - x[i]) * (y[i + 1] - y[i]) / (x[i + 1] - x[i]))
 
 
-@njit("float64[::1](float64[:,::1], int64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("float64[::1](float64[:,::1], int64)", cache=True)
 def _forwards(points: Any, most_rows: int) -> Any:
     """`_forward` for 0 to *most_rows* rows."""
     table = np.zeros(most_rows + 1)
@@ -134,7 +134,7 @@ def _forwards(points: Any, most_rows: int) -> Any:
     return table
 
 
-@njit("float64(float64[:,::1], float64, int64[::1], float64[::1], float64[::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit("float64(float64[:,::1], float64, int64[::1], float64[::1], float64[::1])", cache=True)
 def _drafts(points: Any, draft_context: float, lengths: Any, first_rows: Any, context: Any) -> float:
     """Sum over depths of a forward of all who draft that deep; the first one has `first_rows` for each."""
     deepest = 0

@@ -8,8 +8,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from smartspec.native import njit
 from smartspec.policy.regression import WIDEST_APART, WIDEST_TOGETHER, Array, Coefficients
 
 HUBER_SIGMAS = 2.0
@@ -43,7 +43,7 @@ def deviation(known: Coefficients, features: Array) -> float:
     return float(_deviation(known.covariance, features))
 
 
-@njit("float64(float64[:,::1], float64[::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit("float64(float64[:,::1], float64[::1])", cache=True)
 def _deviation(covariance: Any, features: Any) -> float:
     """Square root of features @ covariance @ features."""
     variance = 0.0
@@ -56,7 +56,7 @@ def _deviation(covariance: Any, features: Any) -> float:
     return math.sqrt(max(variance, 0.0))
 
 
-@njit("(float64[::1], float64[:,::1], float64[::1], float64[:,::1], float64, float64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("(float64[::1], float64[:,::1], float64[::1], float64[:,::1], float64, float64)", cache=True)
 def _spread(mean: Any, covariance: Any, scale: Any, kinship: Any, together: float, apart: float) -> None:
     """Add what is not known of coefficients that moved by these relative standard deviations, together and apart."""
     for i in range(len(mean)):
@@ -65,7 +65,7 @@ def _spread(mean: Any, covariance: Any, scale: Any, kinship: Any, together: floa
             covariance[i, j] += alone * kinship[i, j] + together * mean[i] * together * mean[j]
 
 
-@njit("(float64[::1], float64[:,::1], float64[::1], float64, float64)", cache=True)  # type: ignore[untyped-decorator]
+@njit("(float64[::1], float64[:,::1], float64[::1], float64, float64)", cache=True)
 def _narrow(mean: Any, covariance: Any, scale: Any, together: float, apart: float) -> None:
     """Keep every variance within that of coefficients known to these relative standard deviations."""
     shrink = np.ones(len(mean))
@@ -81,7 +81,7 @@ def _narrow(mean: Any, covariance: Any, scale: Any, together: float, apart: floa
                 covariance[i, j] *= shrink[i] * shrink[j]
 
 
-@njit("(float64[::1], float64[:,::1])", cache=True)  # type: ignore[untyped-decorator]
+@njit("(float64[::1], float64[:,::1])", cache=True)
 def _keep_non_negative(mean: Any, covariance: Any) -> None:
     """Project onto coefficients >= 0 in the covariance's own metric: what one may not take, its correlates do."""
     for _ in range(4):
@@ -101,7 +101,7 @@ def _keep_non_negative(mean: Any, covariance: Any) -> None:
     "(float64[::1], float64[:,::1], float64[::1], float64[:,::1], float64, int64, float64[::1], float64, "
     "float64, float64)",
     cache=True,
-)  # type: ignore[untyped-decorator]
+)
 def _learn(
     mean: Any,
     covariance: Any,

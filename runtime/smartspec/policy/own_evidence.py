@@ -5,8 +5,8 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from smartspec.native import njit
 from smartspec.policy.chances import PROPOSERS
 from smartspec.policy.regression import Array, Ints
 
@@ -115,7 +115,7 @@ class OwnEvidence:
     "(float64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1], "
     "int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], float64[:,::1], int64)",
     cache=True,
-)  # type: ignore[untyped-decorator]
+)
 def _learn(
     excess: Any,
     all_trials: Any,

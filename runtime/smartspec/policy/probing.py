@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from smartspec.native import njit
 from smartspec.policy.acceptance import AcceptanceModel
 from smartspec.policy.batch_arrays import BatchColumns
 from smartspec.policy.costs import Costs
@@ -163,7 +163,7 @@ class Prober:
     "Tuple((int64, int64[::1], boolean[::1], int64[::1]))(int64[::1], int64[::1], boolean[::1], float64[:,::1], "
     "float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1])",
     cache=True,
-)  # type: ignore[untyped-decorator]
+)
 def _neglected(
     forced: Any, num_tokens: Any, uses_draft: Any, draft: Any, lookup: Any, matches: Any, drafted: Any, copied: Any,
     by_class: Any,

@@ -7,7 +7,8 @@ has some 2,000 nodes to be weighed at up to 9 depths. Compiled once at import an
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from smartspec.native import njit
 
 GOOD_GUESS = 1.25
 """A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
@@ -23,14 +24,14 @@ PLAIN, DRAFTING = range(2)
 """The kinds of plans: without the draft, and with it."""
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _along(seconds: Any, rows: float) -> float:
     """A curve tabulated at 0, 1, 2 ... read between its points."""
     below = min(int(rows), len(seconds) - 2)
     return float(seconds[below] + (rows - below) * (seconds[below + 1] - seconds[below]))
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _ascending(value: Any, num: int) -> Any:
     """Indices [N] that sort the first N = *num* of `value`, those of equal values in order.
 
@@ -60,7 +61,7 @@ def _ascending(value: Any, num: int) -> Any:
     return order
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _slowest(request: Any, gain: Any, count: int, own: Any, slowest: Any) -> None:
     """Expected tokens of the request that keeps fewest, for each number of the first *count* nodes taken. Who keeps few
     in the end kept no more before, so walking back needs only to look at who loses a node."""
@@ -73,7 +74,7 @@ def _slowest(request: Any, gain: Any, count: int, own: Any, slowest: Any) -> Non
         slowest[i] = min(slowest[i + 1], own[request[i]])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _is_better(goodput: float, tpot: float, than_goodput: float, than_tpot: float, tpot_target: float) -> bool:
     """Whether a plan is to be preferred to another (of negative goodput: none): for its goodput within the target, or
     for being nearer to a target that neither keeps."""
@@ -82,7 +83,7 @@ def _is_better(goodput: float, tpot: float, than_goodput: float, than_tpot: floa
     return than_goodput < 0.0 or tpot < than_tpot
 
 
-@njit(cache=True, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy", nogil=True)
 def scan(
     gains: Any, worth: Any, drafted: Any, forced: Any, first_rows: Any, context: Any, target: Any, draft: Any,
     draft_context: float, sunk: float, tpot_target: float, rate: float,
@@ -218,7 +219,7 @@ def scan(
     "float64[::1], float64, float64)",
     cache=True,
     error_model="numpy",
-)  # type: ignore[untyped-decorator]
+)
 def _assignments(
     draft: Any, lookup: Any, worth: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
     draft_context: float, rate: float,
@@ -265,7 +266,7 @@ def _assignments(
     cache=True,
     error_model="numpy",
     nogil=True,
-)  # type: ignore[untyped-decorator]
+)
 def search(
     draft: Any, lookup: Any, worth: Any, forced: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
     draft_context: float, sunk: float, tpot_target: float, rate: float, margin: float, drafting: bool,

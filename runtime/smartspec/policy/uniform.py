@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from smartspec.native import njit
 from smartspec.policy.costs import Costs
 from smartspec.policy.goodput import Plan, Problem
 from smartspec.policy.regression import Ints
@@ -24,7 +24,7 @@ def evaluate(problem: Problem, costs: Costs, num_tokens: Ints, uses_draft: NDArr
 @njit(
     "Tuple((int64, float64, float64, float64))(float64[:,::1], float64[:,::1], float64[::1], int64[::1], boolean[::1])",
     cache=True,
-)  # type: ignore[untyped-decorator]
+)
 def _expected(draft: Any, lookup: Any, worth: Any, num_tokens: Any, uses_draft: Any) -> Any:
     """Nodes of such lengths, tokens expected, what they are worth, and those of the request that keeps fewest."""
     num, depth = draft.shape

@@ -13,8 +13,8 @@ long run has it.) In a batch of equals each is worth 1, and goodput is the step'
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from smartspec.native import njit
 from smartspec.policy.costs import Costs
 from smartspec.policy.regression import Array
 
@@ -35,7 +35,7 @@ def long_run_worth(draft: Array, lookup: Array, costs: Costs) -> Array:
     return worth
 
 
-@njit("float64[::1](float64[:,::1], float64[:,::1], float64, float64, float64)", cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit("float64[::1](float64[:,::1], float64[:,::1], float64, float64, float64)", cache=True, error_model="numpy")
 def _worth(draft: Any, lookup: Any, share: float, drafted_seconds: float, copied_seconds: float) -> Any:
     """Least (share + price) / tokens of each request over all its lengths and proposers, in units of the mean [R]."""
     num, depth = draft.shape

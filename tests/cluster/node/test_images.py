@@ -140,6 +140,14 @@ def test_a_replica_meets_the_restricted_profile(here: Kubectl, replica: str) -> 
     assert writable.split() == ["/tmp", "/cache"]
 
 
+def test_a_replica_begins_with_kernels_that_are_compiled(here: Kubectl, replica: str) -> None:
+    """By the image's build, for this processor too: numba has compiled nothing more, not even after requests."""
+    count = "find /kernels -type f | wc -l; find /tmp/numba -type f | wc -l"
+    brought, kept = here("exec", replica, "--", "sh", "-c", count).split()
+    assert kept == brought
+    assert int(kept) > 50
+
+
 def test_a_replica_compiles_its_forward(here: Kubectl, replica: str) -> None:
     """The compiler and the headers it needs are there, and what it writes has a place."""
     assert "compiled=True" in here("logs", replica), here("logs", replica)

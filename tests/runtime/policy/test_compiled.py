@@ -228,7 +228,7 @@ def test_compiled_functions_use_nothing_of_other_files(path: Path) -> None:
     imported = {
         alias.asname or alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smartspec")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smartspec.policy")
         for alias in node.names
     }
     compiled = [
