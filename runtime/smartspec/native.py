@@ -14,27 +14,39 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-LEVELS = {
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "x86-64-v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"},
-}
-"""What Linux calls the features of each level beyond the one below it, the highest first."""
 
+@dataclass(frozen=True)
+class Level:
+    """What is compiled for: LLVM's names of a processor and of features beside its own; and what Linux calls all that
+    a machine must have for it."""
+
+    processor: str
+    features: str
+    needed: frozenset[str]
+
+
+_AVX2 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+BFLOAT16 = Level("x86-64-v4", "+avx512bf16", _AVX512 | {"avx512_bf16"})
+LEVELS = (BFLOAT16, Level("x86-64-v4", "", _AVX512), Level("x86-64-v3", "", _AVX2))
+"""The highest first."""
+
+PROCESSOR, FEATURES = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"
 KERNELS = "SMARTSPEC_KERNELS"
 """The environment's name for a folder of compiled kernels, as `smartspec.precompile` makes it."""
 
 
-def level_of(features: set[str]) -> str | None:
+def level_of(features: set[str]) -> Level | None:
     """The highest level that a processor of these *features* reaches; None below the lowest."""
-    if not LEVELS["x86-64-v3"] <= features:
-        return None
-    return next(level for level, needed in LEVELS.items() if needed <= features)
+    return next((level for level in LEVELS if level.needed <= features), None)
 
 
-def _features() -> set[str]:
+def machine_features() -> set[str]:
     """What this machine's processors can do, as Linux says; nothing where it is not Linux or not x86-64."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.machine() == "x86_64" else []
@@ -44,11 +56,9 @@ def _features() -> set[str]:
 
 
 def settle(environment: MutableMapping[str, str], features: set[str]) -> None:
-    """Choose the level, unless somebody else has chosen, and put compiled kernels where numba looks for them."""
-    if level := level_of(features):
-        environment.setdefault("NUMBA_CPU_NAME", level)
-    if environment.get("NUMBA_CPU_NAME") in LEVELS:
-        environment.setdefault("NUMBA_CPU_FEATURES", "")  # none but the level's own
+    """Choose the level, unless somebody has chosen a processor, and put compiled kernels where numba looks for them."""
+    if PROCESSOR not in environment and (level := level_of(features)):
+        environment.update({PROCESSOR: level.processor, FEATURES: level.features})
     kernels, cache = environment.get(KERNELS), environment.get("NUMBA_CACHE_DIR")
     if kernels and cache:
         unpack(Path(kernels), Path(cache))
@@ -71,14 +81,14 @@ def unpack(kernels: Path, cache: Path) -> None:
 
 
 if "numba" not in sys.modules:
-    settle(os.environ, _features())
+    settle(os.environ, machine_features())
 
 # Not before.
 import numba  # noqa: E402
 from numba import carray, cfunc, float32, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 
-__all__ = ["carray", "cfunc", "cgutils", "float32", "intrinsic", "njit", "types"]
+__all__ = ["address_of", "carray", "cgutils", "float32", "intrinsic", "njit", "sources_of", "types"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -94,3 +104,26 @@ def intrinsic(function: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
     """`numba.extending.intrinsic`: called from compiled code, without the first argument."""
     decorated: Callable[P, Any] = numba.extending.intrinsic(function)
     return decorated
+
+
+def chosen() -> Level | None:
+    """What is compiled for here; None if that is none of `LEVELS`."""
+    names = (os.environ.get(PROCESSOR), os.environ.get(FEATURES))
+    return next((level for level in LEVELS if names == (level.processor, level.features)), None)
+
+
+def address_of(function: Callable[[Any], None]) -> int:
+    """The address of *function* as a C function `void f(void *)`: compiled, or taken from numba's cache on disk."""
+    compiler: Any = cfunc
+    try:
+        compiled = compiler(types.void(types.voidptr), cache=True)(function)
+    except RuntimeError:  # no writable place for the cache: neither beside this file nor under the home directory
+        compiled = compiler(types.void(types.voidptr))(function)
+    return int(compiled.address)
+
+
+def sources_of(file: str, *others: str) -> str:
+    """A hash of *others*, modules beside *file*: numba looks at the file of a compiled function to see whether that is
+    up to date, and not at what it calls."""
+    sources = [Path(file).with_name(f"{name}.py").read_bytes() for name in others]
+    return sha256(b"".join(sources)).hexdigest()

@@ -14,18 +14,22 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-LEVEL = "NUMBA_CPU_NAME"
+from smartspec.native import BFLOAT16, FEATURES, LEVELS, PROCESSOR, chosen
 
 
 def compile_all() -> None:
     """Fill numba's cache: the policy's loops are compiled at import, attention for each type of element."""
+    # Imported here, in a process of one level.
     from smartspec import policy
+    from smartspec.execution import product_kernel
     from smartspec.execution.attention_kernel import ELEMENTS, kernels
 
     for module in pkgutil.iter_modules(policy.__path__):
         import_module(f"{policy.__name__}.{module.name}")
     for bits in ELEMENTS:
         kernels(bits)
+    if chosen() is BFLOAT16:
+        product_kernel.kernel()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,14 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m smartspec.precompile", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder.absolute()
-    from smartspec.native import LEVELS
-
     code = f"from {__spec__.name} import compile_all; compile_all()"
-    at_home = {name: value for name, value in os.environ.items() if name not in (LEVEL, "NUMBA_CPU_FEATURES")}
-    environments = [{LEVEL: level} for level in LEVELS] if platform.machine() == "x86_64" else [{}]
+    here = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+    targets = [{PROCESSOR: level.processor, FEATURES: level.features} for level in LEVELS]
     running = [
-        subprocess.Popen([sys.executable, "-c", code], env=at_home | {"NUMBA_CACHE_DIR": str(folder)} | environment)
-        for environment in environments
+        subprocess.Popen([sys.executable, "-c", code], env=here | target)
+        for target in (targets if platform.machine() == "x86_64" else [{}])
     ]
     statuses = [process.wait() for process in running]
     return int(any(statuses))

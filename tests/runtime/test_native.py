@@ -4,37 +4,35 @@ from pathlib import Path
 
 import pytest
 
-from smartspec.native import KERNELS, LEVELS, level_of, settle, unpack
+from smartspec.native import BFLOAT16, FEATURES, KERNELS, LEVELS, PROCESSOR, Level, level_of, settle, unpack
 
-BOTH = LEVELS["x86-64-v3"] | LEVELS["x86-64-v4"]
+_, AVX512, AVX2 = LEVELS
 
 
 @pytest.mark.parametrize(
     ("features", "level"),
     [
-        (BOTH | {"avx512_bf16"}, "x86-64-v4"),
-        (BOTH - {"avx512vl"}, "x86-64-v3"),
-        (LEVELS["x86-64-v3"], "x86-64-v3"),
-        (LEVELS["x86-64-v4"], None),
-        (set(), None),
+        (BFLOAT16.needed | {"sse2"}, BFLOAT16),
+        (BFLOAT16.needed - {"avx512_bf16"}, AVX512),
+        (BFLOAT16.needed - {"avx512vl"}, AVX2),
+        (AVX2.needed, AVX2),
+        (AVX512.needed - AVX2.needed, None),
+        (frozenset(), None),
     ],
 )
-def test_the_level_is_the_highest_whole_one(features: set[str], level: str | None) -> None:
-    """Of which a processor has every feature, and those of the level below; on others numba chooses by itself."""
-    assert level_of(features) == level
+def test_the_level_is_the_highest_whole_one(features: frozenset[str], level: Level | None) -> None:
+    """Of which a processor has every feature, and those of the levels below; on others numba chooses by itself."""
+    assert level_of(set(features)) is level
     environment: dict[str, str] = {}
-    settle(environment, features)
-    assert environment.get("NUMBA_CPU_NAME") == level
-    assert environment.get("NUMBA_CPU_FEATURES") == ("" if level else None)
+    settle(environment, set(features))
+    assert environment == ({PROCESSOR: level.processor, FEATURES: level.features} if level else {})
 
 
 def test_a_choice_that_was_made_stands() -> None:
-    """Of a level, whose features are then its own; of a processor by name, whose features are numba's business."""
-    environment = {"NUMBA_CPU_NAME": "x86-64-v3"}
-    settle(environment, BOTH)
-    assert environment == {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
-    settle(environment := {"NUMBA_CPU_NAME": "znver4"}, BOTH)
-    assert environment == {"NUMBA_CPU_NAME": "znver4"}
+    """A processor that is named is compiled for, with the features that are named beside it."""
+    environment = {PROCESSOR: "znver4"}
+    settle(environment, set(BFLOAT16.needed))
+    assert environment == {PROCESSOR: "znver4"}
 
 
 def test_kernels_are_unpacked_once(tmp_path: Path) -> None:
@@ -54,4 +52,3 @@ def test_kernels_that_cannot_be_had_are_done_without(tmp_path: Path) -> None:
     """numba then compiles for itself: a start takes longer, and nothing fails."""
     unpack(tmp_path / "none", tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
-

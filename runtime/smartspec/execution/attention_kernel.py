@@ -16,8 +16,6 @@ is no part of a result.
 
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from smartspec.execution.machine import fetch_add, pointer, prefetch
 from smartspec.execution.vector_lines import narrow_line, widen_line
 from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
-from smartspec.native import carray, cfunc, float32, njit, types
+from smartspec.native import address_of, carray, float32, njit, sources_of
 
 ELEMENTS = {32: np.float32, 16: np.uint16}
 """What keys and values consist of, by bits: a bfloat16 is held as an integer, see `machine`."""
@@ -231,17 +229,6 @@ class Kernels:
 def kernels(element_bits: int) -> Kernels:
     """Compiled for float32 (32) or bfloat16 (16): some seconds the first time, then from numba's cache on disk."""
     element = ELEMENTS[element_bits]
-    sources = [
-        Path(__file__).with_name(f"{name}.py") for name in ("vector_tiles", "vector_softmax", "vector_lines", "machine")
-    ]
-    version = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    write, attend = (_compile(entry(element, version)) for entry in (_write_entry, _attend_entry))
+    version = sources_of(__file__, "vector_tiles", "vector_softmax", "vector_lines", "machine")
+    write, attend = (address_of(entry(element, version)) for entry in (_write_entry, _attend_entry))
     return Kernels(write, attend)
-
-
-def _compile(function: Any) -> int:
-    try:
-        compiled = cfunc(types.void(types.voidptr), cache=True)(function)
-    except RuntimeError:  # no writable place for the cache: neither beside this file nor under the home directory
-        compiled = cfunc(types.void(types.voidptr))(function)
-    return int(compiled.address)

@@ -57,7 +57,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: 
 
 def _linear(rows: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
     product = _running().products[place]
-    columns = product.multiply(rows)
+    columns = product.weight.multiply(rows)
     # Contiguous, as the compiler was told.
     return columns if end - begin == product.out_features else columns[..., begin:end].contiguous()
 

@@ -10,6 +10,9 @@ from llvmlite import ir
 
 from smartspec.native import cgutils, intrinsic, types
 
+LINE = 64
+"""Bytes that come from memory together."""
+
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
@@ -76,14 +79,20 @@ def prefetch(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        line = 64 // context.get_abi_sizeof(data.type.pointee)
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        line = LINE // context.get_abi_sizeof(data.type.pointee)
         begin, index = args[1], args[1].type
         with cgutils.for_range_slice(builder, index(0), args[2], index(line)) as (offset, _):
-            address = builder.bitcast(builder.gep(data, [builder.add(begin, offset)]), byte)
-            builder.call(function, [address, i32(0), i32(2), i32(1)])
+            prefetch_lines(builder, builder.gep(data, [builder.add(begin, offset)]), 1)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64), codegen
+
+
+def prefetch_lines(builder: Any, address: Any, count: int) -> None:
+    """Code that asks for *count* lines from *address* on to be brought into the second cache."""
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    first = builder.bitcast(address, byte)
+    for line in range(count):
+        builder.call(function, [builder.gep(first, [ir.IntType(64)(LINE * line)]), i32(0), i32(2), i32(1)])

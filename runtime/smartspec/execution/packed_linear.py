@@ -1,45 +1,110 @@
 """Linear layers whose weights are laid out once, at load, the way the CPU's matrix product reads them.
 
-torch hands a weight to oneDNN as rows, and oneDNN rearranges or strides through it at every call. Laid out in its own
-blocks beforehand, a product of few rows reads memory at nearly twice the speed. Layers that read the same tensor (the
-query, key and value projections; gate and up) become one product, which saves the starting of threads.
+torch hands a weight to oneDNN as rows, and oneDNN rearranges or strides through it at every call. Laid out beforehand,
+a product of few rows reads memory at twice the speed. Layers that read the same tensor (the query, key and value
+projections; gate and up) become one product, which saves the starting of threads.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from smartspec.execution import openmp, product_kernel
 from smartspec.execution.attention import survey
+from smartspec.native import BFLOAT16, chosen, machine_features
 
-_LAYOUT_ROWS = 16
-"""Rows that oneDNN lays a weight out for. Any number can be multiplied with it; steps of some tens are the ones that
-serve most tokens."""
 
-LEAST_ROWS = 4
-"""Fewer rows take longer than these: measured on Zen 4, 14.8 / 15.6 / 14.6 / 13.4 ms for 1 / 2 / 3 / 4 rows through all
-products of a model of 190 M parameters on two cores."""
+class Weight(Protocol):
+    """A weight [out, in] laid out, with its bias."""
+
+    least_rows: int
+    """Fewer rows take longer than these."""
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+
+    def dense(self) -> torch.Tensor:
+        """The weight as `nn.Linear` has it, a copy."""
+
+
+class PaneledWeight:
+    """Multiplied by our own kernel: for any number of rows ahead of oneDNN on the processors that it `suits`, most of
+    all for few."""
+
+    least_rows = 1
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._panels = product_kernel.paneled(weight)
+        self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
+        num_columns, num_pairs = len(weight), weight.shape[1] // 2
+        self._parameters = np.zeros(len(product_kernel.FIELDS), np.int64)
+        self._parameters[2:7] = num_pairs, num_columns, 0, self._panels.data_ptr(), self._bias.data_ptr()
+        self._kernel = product_kernel.kernel()
+
+    @staticmethod
+    def suits(weight: torch.Tensor) -> bool:
+        """Whether the kernel can, and should: where there are AMX's products of bfloat16, oneDNN has them."""
+        can = chosen() is BFLOAT16 and len(weight) % product_kernel.COLUMNS == 0 and weight.shape[1] % 2 == 0
+        return can and "amx_bf16" not in machine_features()
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        rows = rows.contiguous()
+        out = rows.new_empty((*rows.shape[:-1], len(self._bias)))
+        p = self._parameters
+        p[:2] = 0, rows.numel() // rows.shape[-1]
+        p[4], p[7] = rows.data_ptr(), out.data_ptr()
+        openmp.run(self._kernel, p.ctypes.data, torch.get_num_threads())
+        return out
+
+    def dense(self) -> torch.Tensor:
+        """The weight as `nn.Linear` has it, a copy."""
+        return product_kernel.flat(self._panels)
+
+
+class BlockedWeight:
+    """In oneDNN's own blocks, multiplied by oneDNN."""
+
+    least_rows = 4
+    """Measured on Zen 4: 14.8 / 15.6 / 14.6 / 13.4 ms for 1 / 2 / 3 / 4 rows through all products of a model of 190 M
+    parameters on two cores."""
+
+    _LAYOUT_ROWS = 16
+    """Rows that oneDNN lays a weight out for. Any number can be multiplied with it; steps of some tens are the ones
+    that serve most tokens."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight, self._LAYOUT_ROWS)
+        self._bias = bias
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._blocks, self._bias, "none", [], "")
+        return output
+
+    def dense(self) -> torch.Tensor:
+        """The weight as `nn.Linear` has it, a copy."""
+        weight: torch.Tensor = self._blocks.to_dense()
+        return weight
 
 
 class Product:
-    """One packed weight [in, sum of out] of layers that read the same input."""
+    """One packed weight [sum of out, in] of layers that read the same input."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _LAYOUT_ROWS)
         self.bias = torch.cat(biases) if biases else None
+        kind = PaneledWeight if PaneledWeight.suits(weight) else BlockedWeight
+        self.weight: Weight = kind(weight, self.bias)
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
-
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """[..., in] to [..., out]."""
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
-        return output
 
     def slice(self, rows: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """Columns [begin, end) of the product, which is kept until its last columns were asked for.
@@ -48,9 +113,9 @@ class Product:
         equal, starts anew.
         """
         if end - begin == self.out_features:
-            return self.multiply(rows)
+            return self.weight.multiply(rows)
         if self._input is not rows or self._output is None:
-            self._input, self._output = rows, self.multiply(rows)
+            self._input, self._output = rows, self.weight.multiply(rows)
         columns = self._output[..., begin:end]
         if end == self.out_features:
             self._input = self._output = None
@@ -68,8 +133,7 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight [out, in] as `nn.Linear` has it, copied at each use: for models that look at it."""
-        rows: torch.Tensor = self.product.packed.to_dense()
-        return rows[self.begin : self.end]
+        return self.product.weight.dense()[self.begin : self.end]
 
     @property
     def bias(self) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from smartspec.execution.attention import LayerGeometry, answering, survey, use_
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
 from smartspec.execution.kv_cache import allocate
-from smartspec.execution.packed_linear import LEAST_ROWS, Product
+from smartspec.execution.packed_linear import Product
 from smartspec.execution.ragged import Ints, RaggedBatch, pack
 from smartspec.execution.torch_attention import TorchAttention
 
@@ -88,7 +88,7 @@ class PagedModel:
     def run_by(self, forward: Forward, *, least_rows: int = 1) -> None:
         """Let *forward* do what `eager(self.model)` does; it is given at least *least_rows* rows and logits."""
         self._forward = forward
-        self._least_rows = max(least_rows, LEAST_ROWS if self.products else 1)
+        self._least_rows = max(least_rows, *(product.weight.least_rows for product in self.products), 1)
 
     def attend(
         self,

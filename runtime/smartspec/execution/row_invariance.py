@@ -7,7 +7,7 @@ processor and the number of threads, so it is measured on the model's own layers
 
 import torch
 
-from smartspec.execution.packed_linear import LEAST_ROWS, PackedLinear
+from smartspec.execution.packed_linear import PackedLinear
 
 CANDIDATES = (1, 4, 8, 16)
 _MOST_ROWS = 160
@@ -57,8 +57,7 @@ def _width(layer: torch.nn.Module, weight: torch.Tensor) -> int:
 def _is_invariant(layer: torch.nn.Module, multiple: int) -> bool:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    is_packed = isinstance(layer, PackedLinear)
-    least = LEAST_ROWS if is_packed else 1
+    least = layer.product.weight.least_rows if isinstance(layer, PackedLinear) else 1
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((1, _MOST_ROWS, _width(layer, weight)), generator=generator).to(weight)
     whole = layer(rows)

@@ -1,16 +1,36 @@
 """Linear layers that are packed multiply as before, and those that read the same rows are one product."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from smartspec.execution.attention import use_paged_attention
-from smartspec.execution.packed_linear import PackedLinear, Product, pack_linears
+from smartspec.execution.packed_linear import BlockedWeight, PackedLinear, PaneledWeight, Product, pack_linears
 from smartspec.execution.row_invariance import row_multiple
+from smartspec.native import BFLOAT16, chosen
+
+HAS_KERNEL = pytest.mark.skipif(chosen() is not BFLOAT16, reason="this processor has no AVX-512 products of bfloat16")
+
+
+@pytest.fixture(params=[pytest.param("paneled", marks=HAS_KERNEL), "blocked"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own kernel's, and oneDNN's on processors that it does not suit."""
+    if request.param == "blocked":
+        monkeypatch.setattr(PaneledWeight, "suits", lambda weight: False)
 
 
 @pytest.fixture
-def llama() -> LlamaForCausalLM:
+def threads() -> Iterator[None]:
+    """As many threads as there were, whatever the test computed with."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def llama(layout: None) -> LlamaForCausalLM:
     """Two random layers in bfloat16, with biases in attention, on paged attention."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -61,7 +81,7 @@ def test_layers_that_read_the_same_rows_share_a_product(llama: LlamaForCausalLM)
 
 
 @torch.inference_mode()
-def test_rows_that_only_look_the_same_are_multiplied_anew() -> None:
+def test_rows_that_only_look_the_same_are_multiplied_anew(layout: None) -> None:
     """What is kept of a product belongs to one tensor, not to its values or its place in memory."""
     layers = [torch.nn.Linear(32, 32, bias=False, dtype=torch.bfloat16) for _ in range(2)]
     product = Product(layers)
@@ -80,3 +100,39 @@ def test_packed_products_can_be_made_invariant(llama: LlamaForCausalLM) -> None:
     """Each row's bits are the same whatever the number of rows, as the project promises for CPUs."""
     pack_linears(llama)
     assert row_multiple(llama) is not None
+
+
+@HAS_KERNEL
+@pytest.mark.parametrize(("width", "columns"), [(64, 32), (66, 96), (1024, 416), (2816, 128)])
+@torch.inference_mode()
+def test_the_kernel_multiplies(width: int, columns: int, threads: None) -> None:
+    """Any number of rows, to within float32's sums and bfloat16's rounding; and a row's bits are the same in whatever
+    company, computed by however many threads."""
+    torch.manual_seed(width)
+    weight, bias = torch.randn((columns, width)).bfloat16(), torch.randn(columns).bfloat16()
+    paneled, rows = PaneledWeight(weight, bias), torch.randn((1, 64, width)).bfloat16()
+    whole = paneled.multiply(rows)
+    exact = rows.double() @ weight.double().T + bias.double()
+    assert ((whole.double() - exact).abs() <= exact.abs() / 256 + 1e-4 * width**0.5).all()
+    for count in (*range(1, 30), 40, 63):
+        torch.set_num_threads(1 + count % 3)
+        assert torch.equal(paneled.multiply(rows[:, 64 - count :]), whole[:, 64 - count :])
+    assert torch.equal(paneled.dense(), weight)
+
+
+@HAS_KERNEL
+@torch.inference_mode()
+def test_what_is_not_finite_stays_so() -> None:
+    """NaN and infinity of a row are in its results, and in no other's."""
+    paneled = PaneledWeight(torch.ones((32, 4)).bfloat16(), None)
+    rows = torch.tensor([[[1.0, 2, 3, 4], [1, float("nan"), 1, 1], [1, float("inf"), 1, 1]]]).bfloat16()
+    assert paneled.multiply(rows)[0, 0].tolist() == [10.0] * 32
+    assert paneled.multiply(rows)[0, 1].isnan().all()
+    assert paneled.multiply(rows)[0, 2].isposinf().all()
+
+
+def test_what_the_kernel_does_not_suit_is_left_to_onednn() -> None:
+    """Columns that fill no panel, or an odd number of inputs."""
+    for columns, width in ((33, 64), (32, 63)):
+        layer = torch.nn.Linear(width, columns, dtype=torch.bfloat16)
+        assert isinstance(Product([layer]).weight, BlockedWeight)

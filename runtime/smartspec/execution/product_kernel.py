@@ -1,0 +1,187 @@
+"""out = x @ w + bias of bfloat16 rows, in AVX-512's own bfloat16 instruction: few rows at the speed of memory, many at
+nearly that of the multipliers.
+
+A step of some rows is spent in reading weights. They lie in the order in which they are read: panels of 32 columns, in
+a panel the pairs of inputs one after the other, of a pair its 32 columns (`paneled`). At most twelve rows are held in
+registers together, and read a panel once from memory; more rows come to it again while it is in the second cache.
+
+Every element of the result is one chain of additions in float32 over its pairs in ascending order, whatever the number
+of rows and threads: a row's bits do not depend on the others.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+
+from smartspec.execution.machine import fetch_add, pointer, prefetch_lines
+from smartspec.native import (
+    address_of,
+    carray,
+    cgutils,
+    intrinsic,
+    njit,
+    sources_of,
+    types,
+)
+
+COLUMNS = 32
+"""Of a panel: two registers of weights for each pair of inputs."""
+MOST_ROWS = 12
+"""Twelve rows of two registers each, two of weights and one of inputs: 27 of 32."""
+PANELS_PER_ITEM = 4
+ASKS = 16
+"""Added to a number of rows."""
+
+# Fields of the int64 parameter block, in order.
+FIELDS = ("next_item", "rows", "pairs", "columns", "x", "w", "bias", "out")
+_I = {name: i for i, name in enumerate(FIELDS)}
+_ROWS, _PAIRS, _COLUMNS = _I["rows"], _I["pairs"], _I["columns"]
+_X, _W, _BIAS, _OUT = _I["x"], _I["w"], _I["bias"], _I["out"]
+_HUGE = 1 << 40
+
+_LANES = 16
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+class _BFloat(ir.types.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_FLOATS, _INTEGERS = ir.VectorType(ir.FloatType(), _LANES), ir.VectorType(_I32, _LANES)
+_PAIRS_OF_16, _ROUNDED = ir.VectorType(_BFloat(), 2 * _LANES), ir.VectorType(_BFloat(), _LANES)
+_HALVES = ir.VectorType(ir.IntType(16), _LANES)
+
+
+def paneled(weight: torch.Tensor) -> torch.Tensor:
+    """The bfloat16 *weight* [out, in] as the kernel reads it: int32 [out / COLUMNS, in / 2, COLUMNS]."""
+    pairs = weight.contiguous().view(torch.int32)
+    return pairs.reshape(-1, COLUMNS, pairs.shape[1]).transpose(1, 2).contiguous()
+
+
+def flat(panels: torch.Tensor) -> torch.Tensor:
+    """The weight of which *panels* were made."""
+    return panels.transpose(1, 2).flatten(0, 1).contiguous().view(torch.bfloat16)
+
+
+def _emit(
+    builder: Any, rows: int, asks: bool, x: Any, x_row: Any, w: Any, pairs: Any, bias: Any, out: Any, out_row: Any
+) -> None:
+    """Code for *rows* rows of one panel, which *asks* for the next panel meanwhile. What follows are addresses, and
+    distances in elements."""
+    module = builder.module
+    dot = cgutils.get_or_insert_function(
+        module, ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS_OF_16, _PAIRS_OF_16]), "llvm.x86.avx512bf16.dpbf16ps.512"
+    )
+    sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _ in range(rows)]
+    for held in (held for row in sums for held in row):
+        builder.store(ir.Constant(_FLOATS, [0.0] * _LANES), held)
+    undefined, firsts = ir.Constant(_INTEGERS, ir.Undefined), ir.Constant(_INTEGERS, [0] * _LANES)
+    begins = [builder.gep(x, [builder.mul(x_row, _I64(m))]) for m in range(rows)]
+    with cgutils.for_range(builder, pairs) as loop:
+        line = builder.gep(w, [builder.mul(loop.index, _I64(COLUMNS))])
+        if asks:
+            prefetch_lines(builder, builder.gep(line, [builder.mul(pairs, _I64(COLUMNS))]), 2)
+        weights = []
+        for half in range(2):
+            at = builder.bitcast(builder.gep(line, [_I64(half * _LANES)]), _INTEGERS.as_pointer())
+            weights.append(builder.bitcast(builder.load(at, align=4), _PAIRS_OF_16))
+        for begin, row in zip(begins, sums, strict=True):
+            pair = builder.load(builder.gep(begin, [loop.index]), align=2)
+            one = builder.insert_element(undefined, pair, _I32(0))
+            everywhere = builder.bitcast(builder.shuffle_vector(one, undefined, firsts), _PAIRS_OF_16)
+            for held, weight in zip(row, weights, strict=True):
+                builder.store(builder.call(dot, [builder.load(held), everywhere, weight]), held)
+    for m, row in enumerate(sums):
+        for half, held in enumerate(row):
+            more = builder.bitcast(builder.gep(bias, [_I64(half * _LANES)]), _FLOATS.as_pointer())
+            total = builder.fadd(builder.load(held), builder.load(more, align=4))
+            to = builder.gep(out, [builder.add(builder.mul(out_row, _I64(m)), _I64(half * _LANES))])
+            rounded = builder.bitcast(builder.fptrunc(total, _ROUNDED), _HALVES)
+            builder.store(rounded, builder.bitcast(to, _HALVES.as_pointer()), align=2)
+
+
+@intrinsic
+def _multiply_rows(
+    typingctx: Any, rows: Any, x: Any, x_at: Any, w: Any, w_at: Any, pairs: Any, bias: Any, bias_at: Any, out: Any,
+    out_at: Any, out_row: Any,
+) -> Any:  # fmt: skip
+    """1 to MOST_ROWS *rows* of one panel, in registers over the whole sum; half of them or more, and ASKS: the next
+    panel is brought near meanwhile."""
+    index = types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def place(array: int) -> Any:
+            data = context.make_array(signature.args[array])(context, builder, args[array]).data
+            return builder.gep(data, [args[array + 1]])
+
+        x_place, w_place, bias_place, out_place = place(1), place(3), place(6), place(8)
+        end = builder.append_basic_block("end")
+        switch = builder.switch(args[0], end)
+        kinds = [(count, False) for count in range(1, MOST_ROWS + 1)]
+        kinds += [(count, True) for count in range(MOST_ROWS // 2, MOST_ROWS + 1)]
+        for count, asks in kinds:
+            block = builder.append_basic_block(f"rows.{count}")
+            switch.add_case(_I64(count + ASKS * asks), block)
+            builder.position_at_end(block)
+            _emit(builder, count, asks, x_place, args[5], w_place, args[5], bias_place, out_place, args[10])
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(index, x, index, w, index, index, bias, index, out, index, index), codegen
+
+
+@njit(error_model="numpy", nogil=True)
+def _multiply(p: Any, x: Any, w: Any, bias: Any, out: Any) -> None:
+    rows, pairs, columns = p[_ROWS], p[_PAIRS], p[_COLUMNS]
+    while True:
+        item = fetch_add(p, 1)
+        begin = item * PANELS_PER_ITEM * COLUMNS
+        if begin >= columns:
+            return
+        for column in range(begin, min(begin + PANELS_PER_ITEM * COLUMNS, columns), COLUMNS):
+            m = 0
+            while m < rows:
+                left = rows - m
+                tiles = (left + MOST_ROWS - 1) // MOST_ROWS
+                count = (left + tiles - 1) // tiles  # of equal size, nearly: one row alone costs as much as several
+                # The last of several tiles does not wait for memory: the time is used to bring the next panel.
+                kind = count + ASKS if tiles == 1 and m > 0 else count
+                _multiply_rows(
+                    kind, x, m * pairs, w, column * pairs, pairs, bias, column, out, m * columns + column, columns
+                )
+                m += count
+
+
+def _entry(version: str) -> Any:
+    def multiply(address: Any) -> None:
+        _ = version  # what a closure holds is part of numba's cache key, what it calls is not
+        p = carray(address, len(FIELDS), np.int64)
+        _multiply(
+            p,
+            carray(pointer(p[_X]), _HUGE, np.uint32),
+            carray(pointer(p[_W]), _HUGE, np.uint32),
+            carray(pointer(p[_BIAS]), _HUGE, np.float32),
+            carray(pointer(p[_OUT]), _HUGE, np.uint16),
+        )
+
+    return multiply
+
+
+@cache
+def kernel() -> int:
+    """The address of a C function `void f(int64_t *parameters)`, which any number of threads may run together;
+    `parameters[next_item]` must be 0 before. Only where what is compiled for is `native.BFLOAT16`."""
+    return address_of(_entry(sources_of(__file__, "machine")))
