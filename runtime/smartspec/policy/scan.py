@@ -20,8 +20,7 @@ TIE = 1e-9
 """Keeps nodes of equal value in the order of their positions, which prefix-closure needs."""
 TOKENS, WORTH, SECONDS, GOODPUT, TPOT = range(5)
 """The figures of a plan, in order; a negative goodput says that there is no such plan."""
-PLAIN, DRAFTING = range(2)
-"""The kinds of plans: without the draft, and with it."""
+PLAIN, DRAFTING = range(2)  # the kinds of plans: without the draft, and with it
 
 
 @njit(cache=True)
