@@ -77,7 +77,7 @@ failSwapOn: false
 enforceNodeAllocatable: []
 evictionHard: {nodefs.available: 1%, imagefs.available: 1%, memory.available: 100Mi}
 imageGCHighThresholdPercent: 100
-syncFrequency: 10s
+syncFrequency: 10s  # how soon mounted Secrets follow; the default is a minute
 volumePluginDir: $DIR/volume-plugins
 T
   local i ip cidr

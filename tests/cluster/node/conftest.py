@@ -72,7 +72,7 @@ def namespace(kubectl: Callable[..., str], request: pytest.FixtureRequest) -> It
     yield name
     # First what makes pods, then the pods: with pods in it, a namespace is looked at again only after half of their
     # grace, which for replicas is minutes. By force, for this kubelet looks for the containers of a pod that has ended
-    # once a minute only.
+    # only when it looks at the pod anyway.
     for kind in ("smartspecs", "deployments"):
         kubectl("--namespace", name, "delete", kind, "--all", "--timeout=120s", check=False)
     kubectl("--namespace", name, "delete", "pods", "--all", "--grace-period=0", "--force", check=False)
