@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -38,7 +38,8 @@ LEVELS = (BFLOAT16, Level("x86-64-v4", "", _AVX512), Level("x86-64-v3", "", _AVX
 
 PROCESSOR, FEATURES = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"
 KERNELS = "SMARTSPEC_KERNELS"
-"""The environment's name for a folder of compiled kernels, as `smartspec.precompile` makes it."""
+"""The environment's name for a folder of compiled kernels, one below it for each level, as `smartspec.precompile` makes
+it."""
 
 
 def level_of(features: set[str]) -> Level | None:
@@ -61,7 +62,12 @@ def settle(environment: MutableMapping[str, str], features: set[str]) -> None:
         environment.update({PROCESSOR: level.processor, FEATURES: level.features})
     kernels, cache = environment.get(KERNELS), environment.get("NUMBA_CACHE_DIR")
     if kernels and cache:
-        unpack(Path(kernels), Path(cache))
+        unpack(Path(kernels, folder_of(environment)), Path(cache))
+
+
+def folder_of(environment: Mapping[str, str]) -> str:
+    """The name of the folder of kernels for what *environment* has numba compile for."""
+    return environment.get(PROCESSOR, "any") + environment.get(FEATURES, "")
 
 
 def unpack(kernels: Path, cache: Path) -> None:

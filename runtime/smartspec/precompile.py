@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from smartspec.native import BFLOAT16, FEATURES, LEVELS, PROCESSOR, chosen
+from smartspec.native import BFLOAT16, FEATURES, LEVELS, PROCESSOR, chosen, folder_of
 
 
 def compile_all() -> None:
@@ -38,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder.absolute()
     code = f"from {__spec__.name} import compile_all; compile_all()"
-    here = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
-    targets = [{PROCESSOR: level.processor, FEATURES: level.features} for level in LEVELS]
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=here | target)
-        for target in (targets if platform.machine() == "x86_64" else [{}])
-    ]
+    levels = LEVELS if platform.machine() == "x86_64" else ()
+    targets = [{PROCESSOR: level.processor, FEATURES: level.features} for level in levels] or [{}]
+    running = []
+    for target in targets:
+        # A cache for each: processes that share one lose some of what the others wrote.
+        cache = {"NUMBA_CACHE_DIR": str(folder / folder_of(target))}
+        running.append(subprocess.Popen([sys.executable, "-c", code], env=os.environ | target | cache))
     statuses = [process.wait() for process in running]
     return int(any(statuses))
 

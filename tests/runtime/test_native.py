@@ -36,15 +36,16 @@ def test_a_choice_that_was_made_stands() -> None:
 
 
 def test_kernels_are_unpacked_once(tmp_path: Path) -> None:
-    """Wholly, in the place of nothing; what is there already stays as it is, and nothing else is left."""
+    """Those of the level, wholly; what is there already stays as it is, and nothing else is left."""
     kernels, cache = tmp_path / "kernels", tmp_path / "writable" / "numba"
-    (kernels / "policy").mkdir(parents=True)
-    (kernels / "policy" / "scan.nbi").write_text("ours")
-    settle({KERNELS: str(kernels), "NUMBA_CACHE_DIR": str(cache)}, set())
-    assert (cache / "policy" / "scan.nbi").read_text() == "ours"
+    for level in LEVELS:
+        (kernels / (level.processor + level.features) / "policy").mkdir(parents=True)
+        (kernels / (level.processor + level.features) / "policy" / "scan.nbi").write_text(level.features or "plain")
+    settle({KERNELS: str(kernels), "NUMBA_CACHE_DIR": str(cache)}, set(BFLOAT16.needed))
+    assert (cache / "policy" / "scan.nbi").read_text() == "+avx512bf16"
     assert list(cache.parent.iterdir()) == [cache]
     (cache / "policy" / "scan.nbi").write_text("theirs")
-    unpack(kernels, cache)
+    unpack(kernels / "x86-64-v3", cache)
     assert (cache / "policy" / "scan.nbi").read_text() == "theirs"
 
 
