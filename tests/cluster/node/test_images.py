@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nodes import DRAFT, OPERATOR_IMAGE, RUNTIME_IMAGE, SCRIPT, TARGET
+from release import Release
 
 Kubectl = Callable[..., str]
 Manifest = dict[str, Any]
@@ -165,7 +166,7 @@ def test_a_replica_ends_in_order_when_told_to(here: Kubectl, replica: str) -> No
     assert exit_code(here, replica) == 0
 
 
-def test_the_operator_ends_in_order_when_told_to(here: Kubectl, kubectl: Kubectl) -> None:
+def test_the_operator_ends_in_order_when_told_to(here: Kubectl, kubectl: Kubectl, release: Release) -> None:
     """The operator's image runs the operator under the same profile, and SIGTERM ends it with 0."""
     account = f"operator-{os.getpid()}"
     namespace = json.loads(here("create", "serviceaccount", account, "-o", "json"))["metadata"]["namespace"]
@@ -177,7 +178,6 @@ def test_the_operator_ends_in_order_when_told_to(here: Kubectl, kubectl: Kubectl
         f"--serviceaccount={namespace}:{account}",
     )
     try:
-        kubectl("apply", "--validate=false", "-f", str(SCRIPT.parents[2] / "crds"))
         probe = {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}
         made = pod(
             "operator",
