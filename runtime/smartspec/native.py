@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -42,21 +43,23 @@ KERNELS = "SMARTSPEC_KERNELS"
 it."""
 
 
-def level_of(features: set[str]) -> Level | None:
+def level_of(features: frozenset[str]) -> Level | None:
     """The highest level that a processor of these *features* reaches; None below the lowest."""
     return next((level for level in LEVELS if level.needed <= features), None)
 
 
-def machine_features() -> set[str]:
+@cache
+def machine_features() -> frozenset[str]:
     """What this machine's processors can do, as Linux says; nothing where it is not Linux or not x86-64."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.machine() == "x86_64" else []
     except OSError:
         lines = []
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, ()))
 
 
-def settle(environment: MutableMapping[str, str], features: set[str]) -> None:
+def settle(environment: MutableMapping[str, str], features: frozenset[str]) -> None:
     """Choose the level, unless somebody has chosen a processor, and put compiled kernels where numba looks for them."""
     if PROCESSOR not in environment and (level := level_of(features)):
         environment.update({PROCESSOR: level.processor, FEATURES: level.features})

@@ -22,16 +22,16 @@ _, AVX512, AVX2 = LEVELS
 )
 def test_the_level_is_the_highest_whole_one(features: frozenset[str], level: Level | None) -> None:
     """Of which a processor has every feature, and those of the levels below; on others numba chooses by itself."""
-    assert level_of(set(features)) is level
+    assert level_of(features) is level
     environment: dict[str, str] = {}
-    settle(environment, set(features))
+    settle(environment, features)
     assert environment == ({PROCESSOR: level.processor, FEATURES: level.features} if level else {})
 
 
 def test_a_choice_that_was_made_stands() -> None:
     """A processor that is named is compiled for, with the features that are named beside it."""
     environment = {PROCESSOR: "znver4"}
-    settle(environment, set(BFLOAT16.needed))
+    settle(environment, BFLOAT16.needed)
     assert environment == {PROCESSOR: "znver4"}
 
 
@@ -41,7 +41,7 @@ def test_kernels_are_unpacked_once(tmp_path: Path) -> None:
     for level in LEVELS:
         (kernels / (level.processor + level.features) / "policy").mkdir(parents=True)
         (kernels / (level.processor + level.features) / "policy" / "scan.nbi").write_text(level.features or "plain")
-    settle({KERNELS: str(kernels), "NUMBA_CACHE_DIR": str(cache)}, set(BFLOAT16.needed))
+    settle({KERNELS: str(kernels), "NUMBA_CACHE_DIR": str(cache)}, BFLOAT16.needed)
     assert (cache / "policy" / "scan.nbi").read_text() == "+avx512bf16"
     assert list(cache.parent.iterdir()) == [cache]
     (cache / "policy" / "scan.nbi").write_text("theirs")

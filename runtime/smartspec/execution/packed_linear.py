@@ -41,9 +41,12 @@ class PaneledWeight:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._panels = product_kernel.paneled(weight)
         self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
-        num_columns, num_pairs = len(weight), weight.shape[1] // 2
-        self._parameters = np.zeros(len(product_kernel.FIELDS), np.int64)
-        self._parameters[2:7] = num_pairs, num_columns, 0, self._panels.data_ptr(), self._bias.data_ptr()
+        self._parameters = np.zeros(product_kernel.NUM_FIELDS, np.int64)
+        self._parameters[product_kernel.PAIRS] = weight.shape[1] // 2
+        self._parameters[product_kernel.OUT_COLUMNS] = len(weight)
+        self._parameters[product_kernel.W] = self._panels.data_ptr()
+        self._parameters[product_kernel.BIAS] = self._bias.data_ptr()
+        self._address = self._parameters.ctypes.data  # asked for once, not at every step
         self._kernel = product_kernel.kernel()
 
     @staticmethod
@@ -56,10 +59,11 @@ class PaneledWeight:
         """[..., in] to [..., out]."""
         rows = rows.contiguous()
         out = rows.new_empty((*rows.shape[:-1], len(self._bias)))
-        p = self._parameters
-        p[:2] = 0, rows.numel() // rows.shape[-1]
-        p[4], p[7] = rows.data_ptr(), out.data_ptr()
-        openmp.run(self._kernel, p.ctypes.data, torch.get_num_threads())
+        parameters = self._parameters
+        parameters[product_kernel.NEXT_ITEM] = 0
+        parameters[product_kernel.ROWS] = rows.numel() // rows.shape[-1]
+        parameters[product_kernel.X], parameters[product_kernel.OUT] = rows.data_ptr(), out.data_ptr()
+        openmp.run(self._kernel, self._address, torch.get_num_threads())
         return out
 
     def dense(self) -> torch.Tensor:

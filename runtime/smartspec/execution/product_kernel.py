@@ -1,5 +1,5 @@
-"""out = x @ w + bias of bfloat16 rows, in AVX-512's own bfloat16 instruction: few rows at the speed of memory, many at
-nearly that of the multipliers.
+"""out = x @ w + bias of bfloat16 rows, in AVX-512's own bfloat16 instruction: few rows at nearly the speed of memory,
+many at nearly that of the multipliers.
 
 A step of some rows is spent in reading weights. They lie in the order in which they are read: panels of 32 columns, in
 a panel the pairs of inputs one after the other, of a pair its 32 columns (`paneled`). At most twelve rows are held in
@@ -10,6 +10,7 @@ of rows and threads: a row's bits do not depend on the others.
 """
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,7 @@ import torch
 from llvmlite import ir
 
 from smartspec.execution.machine import fetch_add, pointer, prefetch_lines
-from smartspec.native import (
-    address_of,
-    carray,
-    cgutils,
-    intrinsic,
-    njit,
-    sources_of,
-    types,
-)
+from smartspec.native import address_of, carray, cgutils, intrinsic, njit, sources_of, types
 
 COLUMNS = 32
 """Of a panel: two registers of weights for each pair of inputs."""
@@ -35,11 +28,9 @@ PANELS_PER_ITEM = 4
 ASKS = 16
 """Added to a number of rows."""
 
-# Fields of the int64 parameter block, in order.
-FIELDS = ("next_item", "rows", "pairs", "columns", "x", "w", "bias", "out")
-_I = {name: i for i, name in enumerate(FIELDS)}
-_ROWS, _PAIRS, _COLUMNS = _I["rows"], _I["pairs"], _I["columns"]
-_X, _W, _BIAS, _OUT = _I["x"], _I["w"], _I["bias"], _I["out"]
+NUM_FIELDS = 8
+NEXT_ITEM, ROWS, PAIRS, OUT_COLUMNS, X, W, BIAS, OUT = range(NUM_FIELDS)
+"""Fields of the int64 parameter block."""
 _HUGE = 1 << 40
 
 _LANES = 16
@@ -117,8 +108,8 @@ def _multiply_rows(
     typingctx: Any, rows: Any, x: Any, x_at: Any, w: Any, w_at: Any, pairs: Any, bias: Any, bias_at: Any, out: Any,
     out_at: Any, out_row: Any,
 ) -> Any:  # fmt: skip
-    """1 to MOST_ROWS *rows* of one panel, in registers over the whole sum; half of them or more, and ASKS: the next
-    panel is brought near meanwhile."""
+    """1 to MOST_ROWS *rows* of one panel, in registers over the whole sum; with ASKS added, the next panel is
+    brought near meanwhile."""
     index = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -129,9 +120,7 @@ def _multiply_rows(
         x_place, w_place, bias_place, out_place = place(1), place(3), place(6), place(8)
         end = builder.append_basic_block("end")
         switch = builder.switch(args[0], end)
-        kinds = [(count, False) for count in range(1, MOST_ROWS + 1)]
-        kinds += [(count, True) for count in range(MOST_ROWS // 2, MOST_ROWS + 1)]
-        for count, asks in kinds:
+        for count, asks in product(range(1, MOST_ROWS + 1), (False, True)):
             block = builder.append_basic_block(f"rows.{count}")
             switch.add_case(_I64(count + ASKS * asks), block)
             builder.position_at_end(block)
@@ -145,7 +134,7 @@ def _multiply_rows(
 
 @njit(error_model="numpy", nogil=True)
 def _multiply(p: Any, x: Any, w: Any, bias: Any, out: Any) -> None:
-    rows, pairs, columns = p[_ROWS], p[_PAIRS], p[_COLUMNS]
+    rows, pairs, columns = p[ROWS], p[PAIRS], p[OUT_COLUMNS]
     while True:
         item = fetch_add(p, 1)
         begin = item * PANELS_PER_ITEM * COLUMNS
@@ -168,13 +157,13 @@ def _multiply(p: Any, x: Any, w: Any, bias: Any, out: Any) -> None:
 def _entry(version: str) -> Any:
     def multiply(address: Any) -> None:
         _ = version  # what a closure holds is part of numba's cache key, what it calls is not
-        p = carray(address, len(FIELDS), np.int64)
+        p = carray(address, NUM_FIELDS, np.int64)
         _multiply(
             p,
-            carray(pointer(p[_X]), _HUGE, np.uint32),
-            carray(pointer(p[_W]), _HUGE, np.uint32),
-            carray(pointer(p[_BIAS]), _HUGE, np.float32),
-            carray(pointer(p[_OUT]), _HUGE, np.uint16),
+            carray(pointer(p[X]), _HUGE, np.uint32),
+            carray(pointer(p[W]), _HUGE, np.uint32),
+            carray(pointer(p[BIAS]), _HUGE, np.float32),
+            carray(pointer(p[OUT]), _HUGE, np.uint16),
         )
 
     return multiply
