@@ -5,7 +5,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +70,7 @@ class Traffic:
         return told + (f"; {errors[:3]}" if errors else "")
 
     async def _main(self) -> None:
-        prompts = itertools.cycle(_short_prompts())
+        prompts = _prompts()
         tasks: dict[int, asyncio.Task[None]] = {}
         async with openai.AsyncOpenAI(base_url=self._url, api_key="unused", max_retries=0, timeout=120) as client:
             while not self._over:
@@ -109,7 +109,11 @@ class Traffic:
         return Outcome(began, time.monotonic(), first, reason, error)
 
 
-def _short_prompts() -> Sequence[str]:
+def _prompts() -> Iterator[str]:
+    """Short prompts without end, no two of them alike from the start: from a prefix cache, which would fill and make
+    the work lighter as time goes on, none has anything."""
     lines = PROMPTS.read_text(encoding="utf-8").splitlines()
     prompts: list[str] = [json.loads(line)["prompt"] for line in lines if line.strip()]
-    return [prompt for prompt in prompts if len(prompt) <= LONGEST_PROMPT_CHARACTERS]
+    short = [prompt for prompt in prompts if len(prompt) <= LONGEST_PROMPT_CHARACTERS]
+    for number, prompt in enumerate(itertools.cycle(short)):
+        yield f"# {number}\n{prompt}"

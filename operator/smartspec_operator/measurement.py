@@ -1,5 +1,6 @@
 """What came of a decision: the capacity that replicas have shown, beside the one that was predicted for them."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
@@ -16,9 +17,23 @@ QUEUE_SECONDS = 0.5
 """Nobody waits so long for a step alone."""
 
 
-def capacity_shown(fleet: Fleet) -> float:
-    """Tokens per second of a replica while it works: idle time between steps is none of its doing."""
-    return max(fleet.tokens_per_second, fleet.measured_goodput) / fleet.size if fleet.size else 0.0
+@dataclass(frozen=True)
+class Capacity:
+    """What one replica makes while it runs so many requests at once."""
+
+    tokens_per_second: float
+    concurrency: int
+
+
+def capacity_shown(fleet: Fleet) -> Capacity:
+    """That of a replica while it works: idle time between steps is none of its doing."""
+    if not fleet.size:
+        return Capacity(0.0, 0)
+    tokens_per_second = max(fleet.tokens_per_second, fleet.measured_goodput) / fleet.size
+    tpot = fleet.tpot.quantile(0.5)
+    # By Little's law, where anything has finished: one look at what runs would be chance.
+    concurrency = fleet.running / fleet.size if tpot is None else tokens_per_second * tpot
+    return Capacity(tokens_per_second, max(1, round(concurrency)))
 
 
 def is_saturated(fleet: Fleet) -> bool:
@@ -37,8 +52,8 @@ def completed(
 ) -> tuple[ScalingRecord, ...]:
     """*records*, the last one completed, once, by what replicas made of it when all that were added had come.
 
-    Replicas that are less busy than the prediction supposed show their capacity in proportion: it is as much more or
-    less than predicted as their throughput is than the model's at their own concurrency.
+    They may run fewer requests now than the prediction supposed, or more: what they have shown counts as much more or
+    less as the model expects between the two.
     """
     if not records or records[-1].measured_tokens_per_second is not None:
         return records
@@ -46,19 +61,13 @@ def completed(
     early = now - moment(last.time) < timedelta(seconds=MEASURED_AFTER_SECONDS)
     if early or last.to_replicas < last.from_replicas or fleet.size != last.to_replicas or not fleet.tokens_per_second:
         return records
-    shown = capacity_shown(fleet)
-    if last.predicted_tokens_per_second is not None and not has_queue(fleet):
-        concurrency = _concurrency(fleet, shown)
-        model = expected(owner, policy.settings.priors, fleet, policy.settings, concurrency) if concurrency else None
-        if model is None:
-            return records
-        shown *= last.predicted_tokens_per_second / model
-    return (*records[:-1], msgspec.structs.replace(last, measured_tokens_per_second=round(shown, 1)))
-
-
-def _concurrency(fleet: Fleet, tokens_per_second: float) -> int:
-    """Requests that a replica runs at once while it works, by Little's law: one look would be chance. 0 if unknown."""
-    tpot = fleet.tpot.quantile(0.5)
-    if tpot is None:
-        return round(fleet.running / fleet.size)
-    return max(1, round(tokens_per_second * tpot))
+    shown, supposed = capacity_shown(fleet), last.predicted_concurrency
+    if supposed is None:
+        return records
+    priors, settings = policy.settings.priors, policy.settings
+    here = expected(owner, priors, fleet, settings, shown.concurrency)
+    there = expected(owner, priors, fleet, settings, supposed)
+    if here is None or there is None:
+        return records
+    measured = round(shown.tokens_per_second * there / here, 1)
+    return (*records[:-1], msgspec.structs.replace(last, measured_tokens_per_second=measured))

@@ -41,7 +41,8 @@ class ReportedLoad(_Reported, frozen=True):
 
 
 class ScalingRecord(_Reported, frozen=True):
-    """One decision about replicas, and the capacity it predicted (tokens per second and replica)."""
+    """One decision about replicas, and the capacity it predicted: tokens per second of a replica that runs so many
+    requests at once; measured is what such a replica has shown."""
 
     time: str
     from_replicas: int
@@ -50,6 +51,7 @@ class ScalingRecord(_Reported, frozen=True):
     message: str = ""
     demand_tokens_per_second: float | None = None
     predicted_tokens_per_second: float | None = None
+    predicted_concurrency: int | None = None
     measured_tokens_per_second: float | None = None
 
 

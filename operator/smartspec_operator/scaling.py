@@ -10,7 +10,7 @@ from math import ceil, floor
 
 from smartspec_operator.capacity import predicted
 from smartspec_operator.fleet import Fleet, attainment, together
-from smartspec_operator.measurement import capacity_shown, completed, has_queue, is_saturated
+from smartspec_operator.measurement import Capacity, capacity_shown, completed, has_queue, is_saturated
 from smartspec_operator.removal import held, is_busy, replicas_now, victims
 from smartspec_operator.reported import ScalingRecord
 from smartspec_operator.resource import AutoscalingSpec, SmartSpec
@@ -41,13 +41,13 @@ OTHERS_WORK = frozenset({"Unschedulable", "SchedulingGated", "Stuck"})
 
 @dataclass(frozen=True)
 class Advice:
-    """So many replicas, and why; with the tokens per second asked for, and those one replica is thought to make."""
+    """So many replicas, and why; with the tokens per second asked for, and what one replica is thought to carry."""
 
     replicas: int
     reason: str
     message: str
     demand: float | None = None
-    supply: float | None = None
+    supply: Capacity | None = None
 
 
 def decide(
@@ -137,17 +137,18 @@ def _answers_up(
     fleet: Fleet,
     current: int,
     demand: float,
-    supply: float | None,
+    supply: Capacity | None,
     hopeless: int,
 ) -> list[Advice]:
     """One answer for each analyser, *current* where it asks for nothing."""
     answers = [Advice(current, "Steady", "demand and replicas agree", demand, supply)]
     if supply is not None:
         # Replicas still starting count: or each tick of a slow start would add one more.
-        required = demand / HIGH_USE - supply * (current - hopeless)
+        each = supply.tokens_per_second
+        required = demand / HIGH_USE - each * (current - hopeless)
         if required > 0:
-            text = f"{demand:.0f} tokens/s are asked for and a replica makes {supply:.0f}"
-            answers.append(Advice(current + ceil(required / supply), "Demand", text, demand, supply))
+            text = f"{demand:.0f} tokens/s are asked for and a replica makes {each:.0f}"
+            answers.append(Advice(current + ceil(required / each), "Demand", text, demand, supply))
     if not seen.pending:
         if has_queue(fleet) and fleet.waiting > fleet.running:
             text = f"{fleet.waiting} requests wait and {fleet.running} run"
@@ -166,7 +167,7 @@ def _answer_down(
     fleet: Fleet,
     current: int,
     demand: float,
-    supply: float | None,
+    supply: Capacity | None,
 ) -> Advice:
     """Fewer replicas when every analyser agrees; each reason to stay is named."""
     slo = owner.spec.slo
@@ -187,21 +188,24 @@ def _answer_down(
     if supply is None:
         fewer = scale.min_replicas if demand == 0 and fleet.running == 0 else current
     else:
-        fewer = current - max(0, floor((supply * current - demand / LOW_USE) / supply))
+        each = supply.tokens_per_second
+        fewer = current - max(0, floor((each * current - demand / LOW_USE) / each))
     fewer = min(current, max(scale.min_replicas, fewer))
     if fewer == current:
         return Advice(current, "Steady", "demand and replicas agree", demand, supply)
     return Advice(fewer, "Spare", f"{demand:.0f} tokens/s pass on {fewer}", demand, supply)
 
 
-def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> float | None:
-    """Tokens per second of one replica: by the model, and by measurement where that tells more."""
-    point = predicted(owner, policy.settings.priors, fleet, policy.settings)
+def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> Capacity | None:
+    """What one replica carries: by the model, and by measurement where that tells more."""
     shown = capacity_shown(fleet)
-    if has_queue(fleet) and shown > 0:  # what they make now is what they can make
+    if has_queue(fleet) and shown.tokens_per_second > 0:  # what they make now is what they can make
         return shown
+    point = predicted(owner, policy.settings.priors, fleet, policy.settings)
+    if point is None:
+        return None
     measured = fleet.tokens_per_second / fleet.size if fleet.size else 0.0
-    return max(point.tokens_per_second, measured) if point is not None else None
+    return shown if measured > point.tokens_per_second else Capacity(point.tokens_per_second, point.concurrency)
 
 
 def _is_hopeless(owner: SmartSpec, replica: Replica, now: datetime, timing: Timing) -> bool:
@@ -243,7 +247,8 @@ def _carried_out(
             reason=advice.reason,
             message=advice.message,
             demand_tokens_per_second=None if advice.demand is None else round(advice.demand, 1),
-            predicted_tokens_per_second=None if advice.supply is None else round(advice.supply, 1),
+            predicted_tokens_per_second=None if advice.supply is None else round(advice.supply.tokens_per_second, 1),
+            predicted_concurrency=None if advice.supply is None else advice.supply.concurrency,
         )
         records = (*records, record)
     since = moment(records[-1].time) if records else None

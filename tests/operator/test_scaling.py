@@ -60,6 +60,7 @@ def test_demand_beyond_what_replicas_make_adds_as_many_as_it_takes() -> None:
     assert (record.from_replicas, record.to_replicas, record.reason) == (2, 4, "Demand")
     assert record.demand_tokens_per_second == pytest.approx(3000, rel=0.01)
     assert record.predicted_tokens_per_second == pytest.approx(940, rel=0.1)
+    assert record.predicted_concurrency == 64
 
 
 def test_one_decision_at_most_doubles() -> None:
@@ -272,9 +273,11 @@ def test_between_decisions_a_drain_is_carried_on() -> None:
     assert kept.recommendations == long_at(1).recommendations
 
 
+LENGTHS = RequestLengths(50.0, 100.0)
 ASKED = ScalingRecord(
-    time=timestamp(later(-90)), from_replicas=1, to_replicas=2, reason="Demand", predicted_tokens_per_second=940.0
-)
+    time=timestamp(later(-90)), from_replicas=1, to_replicas=2, reason="Demand", predicted_tokens_per_second=940.0,
+    predicted_concurrency=64,
+)  # fmt: skip
 
 
 def measured(world: Observation, asked: ScalingRecord = ASKED) -> float | None:
@@ -285,22 +288,32 @@ def measured(world: Observation, asked: ScalingRecord = ASKED) -> float | None:
 
 def test_a_record_learns_what_its_replicas_really_made() -> None:
     """The prediction stands beside the measurement, written once, when the replicas that were added serve."""
-    saturated = fleet(2, 640.0, num_requests_running=64, num_requests_waiting=9, longest_wait_seconds=1.0)
-    assert measured(saturated) == 640.0
+    as_busy = fleet(2, 640.0, num_requests_running=64, tpot=histogram())
+    assert measured(as_busy) == 640.0
     known = msgspec.structs.replace(ASKED, measured_tokens_per_second=700.0)
-    assert measured(saturated, known) == 700.0
+    assert measured(as_busy, known) == 700.0
     assert measured(fleet(1, 640.0)) is None, "not all have come"
+    nothing = msgspec.structs.replace(ASKED, predicted_tokens_per_second=None, predicted_concurrency=None)
+    assert measured(as_busy, nothing) is None, "nothing was predicted"
 
 
-def test_replicas_with_little_to_do_show_their_capacity_in_proportion() -> None:
-    """What the model expects of few requests, they make: then its prediction for many stands as well."""
-    priors = PRIORS
-    half = operating_point(priors, RequestLengths(50.0, 100.0), 8, max_prefill_tokens=2048)
-    report = {"tpot": histogram(*[half.tpot_seconds] * 200), "num_requests_running": 8}
-    as_expected = measured(fleet(2, half.tokens_per_second, **report))
-    assert as_expected == pytest.approx(940.0, rel=0.25)  # the histogram's buckets are wide
-    slower = measured(fleet(2, half.tokens_per_second / 2, **report | {"tpot": load().tpot}))
-    assert slower == pytest.approx(470.0, rel=0.05)
+@pytest.mark.parametrize("queue", [{}, {"num_requests_waiting": 99, "longest_wait_seconds": 9.0}])
+def test_replicas_with_less_to_do_show_their_capacity_in_proportion(queue: dict[str, Any]) -> None:
+    """What the model expects of fewer requests, they make, or half of it: so they would with as many as predicted, also
+    where a tighter bound than at the prediction keeps requests waiting."""
+    many, few = (operating_point(PRIORS, LENGTHS, n, max_prefill_tokens=2048).tokens_per_second for n in (64, 8))
+    report = {"tpot": histogram(), "num_requests_running": 8, **queue}
+    assert measured(fleet(2, few, **report)) == pytest.approx(many, rel=0.01)
+    assert measured(fleet(2, few / 2, **report)) == pytest.approx(many / 2, rel=0.01)
+
+
+def test_how_many_run_is_told_by_what_they_took_not_by_one_look() -> None:
+    """By Little's law: 8 requests at a time make what is made, though none or all may run when it is looked at."""
+    many, few = (operating_point(PRIORS, LENGTHS, n, max_prefill_tokens=2048) for n in (64, 8))
+    for seen_running in (0, 40):
+        report = {"tpot": histogram(*[few.tpot_seconds] * 200), "num_requests_running": seen_running}
+        shown = measured(fleet(2, few.tokens_per_second, **report))
+        assert shown == pytest.approx(many.tokens_per_second, rel=0.25)  # the histogram's buckets are wide
 
 
 def test_an_unchanged_world_gives_an_equal_decision() -> None:

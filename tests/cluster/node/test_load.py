@@ -22,7 +22,7 @@ SCALED: dict[str, Any] = {
         "minReplicas": 1, "maxReplicas": 2, "scaleUpStabilizationSeconds": 0, "scaleDownStabilizationSeconds": 15,
     },
     # A core keeps it for some ten requests at once, not for as many as may run.
-    "slo": {"tpotSeconds": 0.01},
+    "slo": {"tpotSeconds": 0.02},
     "server": {"maxNumSeqs": 64},
 }  # fmt: skip
 FEW, MANY = 1, 32
@@ -93,8 +93,9 @@ def test_a_load_step_is_met_and_not_a_request_is_lost(
         f"{share:.0%} of new requests; gone {gone:.1f} s after the fall; predicted capacity off by "
         f"{[f'{error:.0%}' for error in errors]}; {traffic.report()}\n"
         + "\n".join(
-            f"{e['fromReplicas']} -> {e['toReplicas']} {e['reason']}: {e.get('message')}; "
-            f"tokens/s predicted {e.get('predictedTokensPerSecond')}, measured {e.get('measuredTokensPerSecond')}"
+            f"{e['fromReplicas']} -> {e['toReplicas']} {e['reason']}: {e.get('message')}; with "
+            f"{e.get('predictedConcurrency')} requests at once tokens/s predicted {e.get('predictedTokensPerSecond')}, "
+            f"measured {e.get('measuredTokensPerSecond')}"
             for e in history
         )
     )
