@@ -45,11 +45,12 @@ async def latencies(session: ClientSession, url: str, seconds: float) -> list[fl
     return taken
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("rounds", "seconds", "bound"),
     [
         pytest.param(2, 0.7, 3.0, id="short"),
-        pytest.param(10, 2.0, 1.1, id="long", marks=[pytest.mark.slow, pytest.mark.timed]),
+        pytest.param(10, 2.0, 1.1, id="long", marks=pytest.mark.slow),
     ],
 )
 async def test_decent_clients_do_not_feel_it(rounds: int, seconds: float, bound: float) -> None:

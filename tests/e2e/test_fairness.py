@@ -5,6 +5,7 @@ import statistics
 import time
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
 from figures import measured
@@ -37,6 +38,7 @@ async def keep_asking(session: ClientSession, url: str, key: str, enough: asynci
     return waits
 
 
+@pytest.mark.timed
 async def test_a_greedy_key_does_not_keep_another_waiting(tmp_path: Path) -> None:
     """Forty clients of one key fill the queue; the single client of the other waits for a place in the batch, not for
     their requests, and is never refused."""

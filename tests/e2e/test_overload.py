@@ -139,11 +139,12 @@ async def recovery(session: ClientSession, url: str, usual_ttft: float) -> float
     return PATIENCE_SECONDS
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("rounds", "peak_seconds", "flood_seconds", "is_long"),
     [
         pytest.param(1, 5.0, 12.0, False, id="short"),
-        pytest.param(3, 15.0, 60.0, True, id="long", marks=[pytest.mark.slow, pytest.mark.timed]),
+        pytest.param(3, 15.0, 60.0, True, id="long", marks=pytest.mark.slow),
     ],
 )
 async def test_five_times_too_much(rounds: int, peak_seconds: float, flood_seconds: float, is_long: bool) -> None:
