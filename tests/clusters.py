@@ -32,7 +32,7 @@ def raised(folder: Path) -> Iterator[Path]:
 
 def _free_port() -> int:
     """A port with two free ones above it, below the range from which clients' ports are taken."""
-    for port in range(20000 + os.getpid() % 5000, 32000, 3):
+    for port in range(20000 + os.getpid() % 3000 * 3, 32000, 3):
         try:
             for offset in range(3):
                 with socket.socket() as probe:

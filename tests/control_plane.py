@@ -1,7 +1,7 @@
 """The operator against a control plane: its process, a user with kubectl, and what stands in for kubelet and replicas.
 
 There is no kubelet: `Kubelet` writes what one would write of pods. Replicas answer on loopback addresses of their own,
-127.0.0.2 and so on, all on the admin port that the Deployment declares.
+all on the admin port that the Deployment declares.
 """
 
 import asyncio
@@ -41,6 +41,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def loopback(number: int) -> str:
+    """An address of this machine for a replica; those of tests beside this one, in other workers, have others."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return f"127.0.{worker}.{number}"
 
 
 class Operator:

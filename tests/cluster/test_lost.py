@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from control_plane import Kubelet, User, admin_port, eventually
+from control_plane import Kubelet, User, admin_port, eventually, loopback
 from fleets import load
 from smartspec_operator.resource import Manifest
 
@@ -27,10 +27,10 @@ async def test_an_evicted_pod_is_replaced_and_counts_no_more(user: User, kubelet
     await user.apply()
     (pod,) = await pods(kubelet, 1)
     async with (
-        admin_port("127.0.0.2", load(), await user.admin_key()) as old,
-        admin_port("127.0.0.3", load(), await user.admin_key()),
+        admin_port(loopback(2), load(), await user.admin_key()) as old,
+        admin_port(loopback(3), load(), await user.admin_key()),
     ):
-        await kubelet.run(pod, "127.0.0.2")
+        await kubelet.run(pod, loopback(2))
 
         async def asked() -> bool:
             return old.requests > 0
@@ -39,7 +39,7 @@ async def test_an_evicted_pod_is_replaced_and_counts_no_more(user: User, kubelet
         evicted = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
         await user.api.patch("Pod", user.namespace, pod["metadata"]["name"], {"status": evicted}, "status")
         (other,) = [made for made in await pods(kubelet, 2) if made["metadata"]["name"] != pod["metadata"]["name"]]
-        await kubelet.run(other, "127.0.0.3")
+        await kubelet.run(other, loopback(3))
 
         async def counted() -> bool:
             status = (await user.resource())["status"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control_plane import AdminPort, Kubelet, Operator, User, admin_port, eventually
+from control_plane import AdminPort, Kubelet, Operator, User, admin_port, eventually, loopback
 from fleets import histogram, linear_priors, load
 from smartspec_operator.resource import Manifest
 
@@ -64,8 +64,8 @@ async def test_a_served_resource_reports_its_load_and_takes_its_policy(user: Use
     await user.apply(slo={"tpotSeconds": 0.05})
     (pod,) = await deployed(user, kubelet)
     report = load(tokens_per_second=200.0, tpot=histogram(*[0.02] * 50), num_requests_running=3)
-    async with admin_port("127.0.0.2", report, await user.admin_key()) as port:
-        await kubelet.run(pod, "127.0.0.2")
+    async with admin_port(loopback(2), report, await user.admin_key()) as port:
+        await kubelet.run(pod, loopback(2))
         await is_condition(user, "PolicyApplied", "True", "Applied")
         await is_condition(user, "Ready", "True", "Serving")
         await is_condition(user, "SLOMet", "True", "Attained")
@@ -80,8 +80,8 @@ async def test_at_rest_nothing_is_written(user: User, kubelet: Kubelet, operator
     """Over many ticks no object changes, and a restarted operator that applies everything anew changes none either."""
     await user.apply(autoscaling={"maxReplicas": 3}, template={"resources": {"limits": {"cpu": "1000m"}}})
     (pod,) = await deployed(user, kubelet)
-    async with admin_port("127.0.0.2", load(priors=linear_priors()), await user.admin_key()):
-        await kubelet.run(pod, "127.0.0.2")
+    async with admin_port(loopback(2), load(priors=linear_priors()), await user.admin_key()):
+        await kubelet.run(pod, loopback(2))
         await is_condition(user, "PolicyApplied", "True", "Applied")
         await is_condition(user, "Progressing", "False", "Complete")
         await asyncio.sleep(1)
@@ -98,8 +98,8 @@ async def test_an_edit_rolls_through(user: User, kubelet: Kubelet) -> None:
     """A new revision of the pods comes up beside the old one, which goes when the new one is ready."""
     await user.apply()
     (old,) = await deployed(user, kubelet)
-    async with admin_port("127.0.0.2", load(), await user.admin_key()):
-        await kubelet.run(old, "127.0.0.2")
+    async with admin_port(loopback(2), load(), await user.admin_key()):
+        await kubelet.run(old, loopback(2))
         await is_condition(user, "Ready", "True", "Serving")
         await user.apply(speculation={"maxTokens": 3}, template={"image": "runtime:2"})
         both = await deployed(user, kubelet, 2)
@@ -109,8 +109,8 @@ async def test_an_edit_rolls_through(user: User, kubelet: Kubelet) -> None:
         container = new["spec"]["containers"][0]
         assert container["image"] == "runtime:2"
         assert "--num-speculative-tokens 3" in " ".join(container["args"])
-        async with admin_port("127.0.0.3", load(), await user.admin_key()) as port:
-            await kubelet.run(new, "127.0.0.3")
+        async with admin_port(loopback(3), load(), await user.admin_key()) as port:
+            await kubelet.run(new, loopback(3))
             assert [pod["metadata"]["name"] for pod in await deployed(user, kubelet)] == [new["metadata"]["name"]]
             await is_condition(user, "Progressing", "False", "Complete")
             assert port.settings.max_speculative_tokens == 3
@@ -171,11 +171,11 @@ async def test_scaling_down_drains_first(user: User, kubelet: Kubelet) -> None:
     idle, busy = await deployed(user, kubelet, 2)
     key = await user.admin_key()
     async with (
-        admin_port("127.0.0.2", load(num_requests_running=1), key) as at_idle,
-        admin_port("127.0.0.3", load(num_requests_running=4), key) as at_busy,
+        admin_port(loopback(2), load(num_requests_running=1), key) as at_idle,
+        admin_port(loopback(3), load(num_requests_running=4), key) as at_busy,
     ):
-        await kubelet.run(idle, "127.0.0.2")
-        await kubelet.run(busy, "127.0.0.3")
+        await kubelet.run(idle, loopback(2))
+        await kubelet.run(busy, loopback(3))
         await is_condition(user, "PolicyApplied", "True", "Applied")
         await user.kubectl("scale", "smartspec", "demo", "--replicas=1")
 
@@ -185,7 +185,7 @@ async def test_scaling_down_drains_first(user: User, kubelet: Kubelet) -> None:
         await eventually(drains)
         await asyncio.sleep(1)
         assert (await user.get("Deployment"))["spec"]["replicas"] == 2, "lowered before the victim was unready"
-        await kubelet.run(idle, "127.0.0.2", ready=False)
+        await kubelet.run(idle, loopback(2), ready=False)
         await asyncio.sleep(2.5)  # a tick
         assert (await user.get("Deployment"))["spec"]["replicas"] == 2, "lowered before the victim had answered"
         at_idle.report = load(state="draining")
@@ -201,8 +201,8 @@ async def test_demand_adds_a_replica_that_is_handed_what_the_fleet_learned(user:
     await user.apply(autoscaling={"maxReplicas": 2})
     (pod,) = await deployed(user, kubelet)
     report = load(tokens_per_second=900.0, requests_per_second=14.0, priors=linear_priors())
-    async with admin_port("127.0.0.2", report, await user.admin_key()):
-        await kubelet.run(pod, "127.0.0.2")
+    async with admin_port(loopback(2), report, await user.admin_key()):
+        await kubelet.run(pod, loopback(2))
         await deployed(user, kubelet, 2)
 
         async def recorded() -> Manifest | None:
@@ -219,9 +219,9 @@ async def test_one_silent_replica_does_not_silence_the_others(user: User, kubele
     """A replica that does not answer is told; the other is read and tuned as ever."""
     await user.apply(replicas=2)
     one, other = await deployed(user, kubelet, 2)
-    async with admin_port("127.0.0.2", load(tokens_per_second=50.0), await user.admin_key()) as port:
-        await kubelet.run(one, "127.0.0.2")
-        await kubelet.run(other, "127.0.0.9")
+    async with admin_port(loopback(2), load(tokens_per_second=50.0), await user.admin_key()) as port:
+        await kubelet.run(one, loopback(2))
+        await kubelet.run(other, loopback(9))
         condition = await is_condition(user, "MetricsAvailable", "False", "SomeReplicasSilent")
         assert other["metadata"]["name"] in condition["message"]
         await is_condition(user, "Ready", "True", "Serving")
@@ -294,8 +294,8 @@ async def test_only_another_admin_key_replaces_the_pods(user: User, kubelet: Kub
         await eventually(enough, seconds=40)
 
     before = await template()
-    async with admin_port("127.0.0.2", load(), "first") as port:
-        await kubelet.run(pod, "127.0.0.2")
+    async with admin_port(loopback(2), load(), "first") as port:
+        await kubelet.run(pod, loopback(2))
         await is_condition(user, "MetricsAvailable", "True", "AllReplicasAnswer")
         await user.kubectl("annotate", "secret", "mine", "reviewed=yes")
         await user.kubectl("delete", "secret", "mine")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession
 
-from control_plane import Kubelet, User, eventually
+from control_plane import Kubelet, User, eventually, loopback
 from smartspec.policy.load import LoadReport, decode_load
 from smartspec_operator.resource import Manifest
 from tiny import write_pair
@@ -90,9 +90,9 @@ async def test_real_runtimes_are_read_tuned_and_drained(user: User, kubelet: Kub
         return found if len(found) == count else None
 
     (first,) = await eventually(lambda: pods(1))
-    async with container(user, first, "127.0.0.11", tmp_path):
-        await kubelet.run(first, "127.0.0.11")
-        assert await complete("127.0.0.11", 6) == 6
+    async with container(user, first, loopback(11), tmp_path):
+        await kubelet.run(first, loopback(11))
+        assert await complete(loopback(11), 6) == 6
 
         async def measured() -> Manifest:
             status: Manifest = (await user.resource())["status"]
@@ -112,8 +112,8 @@ async def test_real_runtimes_are_read_tuned_and_drained(user: User, kubelet: Kub
         await user.kubectl("scale", "smartspec", "demo", "--replicas=2")
         name = first["metadata"]["name"]
         (second,) = [pod for pod in await eventually(lambda: pods(2)) if pod["metadata"]["name"] != name]
-        async with container(user, second, "127.0.0.12", tmp_path):
-            await kubelet.run(second, "127.0.0.12")
+        async with container(user, second, loopback(12), tmp_path):
+            await kubelet.run(second, loopback(12))
 
             async def both() -> bool:
                 status = (await user.resource())["status"]
@@ -121,22 +121,22 @@ async def test_real_runtimes_are_read_tuned_and_drained(user: User, kubelet: Kub
                 return True
 
             await eventually(both)
-            fresh = await report("127.0.0.12", await user.admin_key())
+            fresh = await report(loopback(12), await user.admin_key())
             assert fresh.requests_total == 0
             assert fresh.priors is not None
             assert max(fresh.priors.acceptance[0].weights) > 0, "it knows what others' drafts were worth"
-            busy = asyncio.create_task(complete("127.0.0.11", 8))
+            busy = asyncio.create_task(complete(loopback(11), 8))
             await user.kubectl("scale", "smartspec", "demo", "--replicas=1")
             async with ClientSession() as session:
 
                 async def unready() -> str:
-                    for address in ("127.0.0.11", "127.0.0.12"):
+                    for address in (loopback(11), loopback(12)):
                         if not await _is_ready(session, address):
                             return address
                     return ""
 
                 drained = await eventually(unready)
-            leaving = first if drained == "127.0.0.11" else second
+            leaving = first if drained == loopback(11) else second
             await kubelet.run(leaving, drained, ready=False)
             (left,) = await eventually(lambda: pods(1))
             assert left["metadata"]["name"] != leaving["metadata"]["name"]

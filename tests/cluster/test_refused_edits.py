@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from control_plane import Kubelet, User, eventually
+from control_plane import Kubelet, User, eventually, loopback
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning")  # the generated client's own sockets
 
@@ -26,12 +26,12 @@ async def test_replicas_that_die_under_a_refused_edit_are_told(user: User, kubel
     """`Available` and the counts follow the pods; the same refusal again is counted in the Event that stands."""
     await user.apply()
     (pod,) = await eventually(kubelet.pods)
-    await kubelet.run(pod, "127.0.0.2")
+    await kubelet.run(pod, loopback(2))
     await turned(user, "Ready", "True", "Serving")
     await user.apply(template=WRONG)
     await turned(user, "Ready", "False", "InvalidSpec")
     assert (await user.condition("Available"))["status"] == "True"
-    await kubelet.run(pod, "127.0.0.2", ready=False)
+    await kubelet.run(pod, loopback(2), ready=False)
     await turned(user, "Available", "False", "NoReplicaReady")
     assert (await user.resource())["status"]["readyReplicas"] == 0
     await turned(user, "Ready", "False", "InvalidSpec")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from control_plane import Kubelet, Operator, User, admin_port, eventually
+from control_plane import Kubelet, Operator, User, admin_port, eventually, loopback
 from fleets import load
 from smartspec_operator.resource import Manifest
 
@@ -61,8 +61,8 @@ async def test_the_standby_does_nothing_until_the_first_dies_and_then_goes_on(
         return pods if len(pods) == 2 else None
 
     one, _ = await eventually(made)
-    async with admin_port("127.0.0.2", load(), await user.admin_key()) as port:
-        await kubelet.run(one, "127.0.0.2")
+    async with admin_port(loopback(2), load(), await user.admin_key()) as port:
+        await kubelet.run(one, loopback(2))
 
         async def told() -> bool:
             return port.settings.generation == 1

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from control_plane import ROOT, Kubelet, User, admin_port, eventually
+from control_plane import ROOT, Kubelet, User, admin_port, eventually, loopback
 from fleets import load
 from serve_process import serve_process
 from smartspec_operator.kube import Api, ApiError
@@ -78,8 +78,8 @@ async def test_a_cluster_that_serves_passes(
         assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
         await asyncio.to_thread(server.wait_ready)
         dns.port = urlsplit(server.url).port or 0
-        async with admin_port("127.0.0.2", load(), await user.admin_key()):
-            await kubelet.run(pod, "127.0.0.2")
+        async with admin_port(loopback(2), load(), await user.admin_key()):
+            await kubelet.run(pod, loopback(2))
             await running
     assert dns.asked == {f"demo.{user.namespace}.svc"}
     assert [line for line in said if line.startswith("answered: ")]

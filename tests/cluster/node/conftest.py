@@ -66,7 +66,7 @@ async def api(node: Path) -> AsyncIterator[Api]:
 
 @pytest.fixture
 def namespace(kubectl: Callable[..., str], request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of the test's own; its pods are gone when the next test begins."""
+    """A namespace of the test's own; its pods are gone when the next test begins, the rest soon after."""
     name = f"n-{abs(hash(request.node.name)) % 10**8}-{os.getpid()}"
     kubectl("create", "namespace", name)
     yield name
@@ -76,7 +76,7 @@ def namespace(kubectl: Callable[..., str], request: pytest.FixtureRequest) -> It
     for kind in ("smartspecs", "deployments"):
         kubectl("--namespace", name, "delete", kind, "--all", "--timeout=120s", check=False)
     kubectl("--namespace", name, "delete", "pods", "--all", "--grace-period=0", "--force", check=False)
-    kubectl("delete", "namespace", name, "--timeout=120s")
+    kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture(scope="session")
