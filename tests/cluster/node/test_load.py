@@ -26,7 +26,7 @@ SCALED: dict[str, Any] = {
     "server": {"maxNumSeqs": 64},
 }  # fmt: skip
 FEW, MANY = 1, 32
-MOST_ERROR = 0.6
+MOST_ERROR = 0.4
 """Of one prediction of a replica's capacity."""
 CORES = 4
 """One for each replica, and for their clients and the cluster the rest."""
@@ -104,8 +104,8 @@ def test_a_load_step_is_met_and_not_a_request_is_lost(
     assert asked <= 30
     assert share >= 0.3
     # Predictions are meant to be right within 15 % in the median. Here is one, of a replica that shares this machine's
-    # cores with its clients and, when it is measured, with another replica: 3 to 44 % were seen. Where the cores
-    # that both were promised do not exist, what is measured is that.
+    # cores with its clients and, when it is measured, with another replica: 7, 7, 12 and 18 % were seen. Where the
+    # cores that both were promised do not exist, what is measured is that.
     if len(os.sched_getaffinity(0)) >= CORES:
         assert max(errors) <= MOST_ERROR
 
