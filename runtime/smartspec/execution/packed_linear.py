@@ -32,6 +32,11 @@ class Weight(Protocol):
         """The weight as `nn.Linear` has it, a copy."""
 
 
+def has_own_kernel() -> bool:
+    """Whether products of bfloat16 are our own kernel's on this machine: where there are AMX's, oneDNN has them."""
+    return chosen() is BFLOAT16 and "amx_bf16" not in machine_features()
+
+
 class PaneledWeight:
     """Multiplied by our own kernel: for any number of rows ahead of oneDNN on the processors that it `suits`, most of
     all for few."""
@@ -51,9 +56,8 @@ class PaneledWeight:
 
     @staticmethod
     def suits(weight: torch.Tensor) -> bool:
-        """Whether the kernel can, and should: where there are AMX's products of bfloat16, oneDNN has them."""
-        can = chosen() is BFLOAT16 and len(weight) % product_kernel.COLUMNS == 0 and weight.shape[1] % 2 == 0
-        return can and "amx_bf16" not in machine_features()
+        """Whether the kernel can, and should."""
+        return has_own_kernel() and len(weight) % product_kernel.COLUMNS == 0 and weight.shape[1] % 2 == 0
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
