@@ -154,7 +154,7 @@ def load(config: RuntimeConfig) -> LoadedModel:
 def _candidate(source: Source, config: Any, dtype: torch.dtype, device: torch.device, *, is_target: bool) -> _Candidate:
     model = checkpoint.read_model(source, config, dtype=dtype, device=device)
     is_small_draft = not is_target and model.num_parameters(exclude_embeddings=True) <= _SMALL_PARAMETERS
-    if is_small_draft and device.type == "cpu" and not has_own_kernel():
+    if is_small_draft and device.type == "cpu" and not (dtype == torch.bfloat16 and has_own_kernel()):
         model.float()
     try:
         verdict = self_check.check(model)
