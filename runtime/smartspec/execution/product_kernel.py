@@ -2,15 +2,15 @@
 many at nearly that of the multipliers.
 
 A step of some rows is spent in reading weights. They lie in the order in which they are read: panels of 32 columns, in
-a panel the pairs of inputs one after the other, of a pair its 32 columns (`paneled`). At most twelve rows are held in
-registers together, and read a panel once from memory; more rows come to it again while it is in the second cache.
+a panel the pairs of inputs one after the other, of a pair its 32 columns (`paneled`). At most twelve rows, a tile, are
+held in registers together, and read a panel once from memory; more tiles come to it again while it is in the second
+cache. Memory is read all the while that is computed: each tile asks for its share of the panel that comes next.
 
 Every element of the result is one chain of additions in float32 over its pairs in ascending order, whatever the number
 of rows and threads: a row's bits do not depend on the others.
 """
 
 from functools import cache
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,11 @@ COLUMNS = 32
 """Of a panel: two registers of weights for each pair of inputs."""
 MOST_ROWS = 12
 """Twelve rows of two registers each, two of weights and one of inputs: 27 of 32."""
-PANELS_PER_ITEM = 4
-ASKS = 16
-"""Added to a number of rows."""
+PANELS_PER_ITEM = 2
+AHEAD = 64
+"""Pairs of a panel that a tile without company asks for in advance: 8 KiB, two pages."""
+ASKING_ROWS = 8
+"""Fewer compute so little that they wait for memory in any case, and asking costs them a little."""
 
 NUM_FIELDS = 8
 NEXT_ITEM, ROWS, PAIRS, OUT_COLUMNS, X, W, BIAS, OUT = range(NUM_FIELDS)
@@ -67,10 +69,11 @@ def flat(panels: torch.Tensor) -> torch.Tensor:
 
 
 def _emit(
-    builder: Any, rows: int, asks: bool, x: Any, x_row: Any, w: Any, pairs: Any, bias: Any, out: Any, out_row: Any
-) -> None:
-    """Code for *rows* rows of one panel, which *asks* for the next panel meanwhile. What follows are addresses, and
-    distances in elements."""
+    builder: Any, rows: int, x: Any, x_row: Any, w: Any, ahead: Any, stride: Any, pairs: Any, bias: Any, out: Any,
+    out_row: Any,
+) -> None:  # fmt: skip
+    """Code for *rows* rows of one panel, which asks for memory from *ahead* on meanwhile, *stride* for each pair. What
+    follows are addresses, and distances in elements."""
     module = builder.module
     dot = cgutils.get_or_insert_function(
         module, ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS_OF_16, _PAIRS_OF_16]), "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -82,8 +85,7 @@ def _emit(
     begins = [builder.gep(x, [builder.mul(x_row, _I64(m))]) for m in range(rows)]
     with cgutils.for_range(builder, pairs) as loop:
         line = builder.gep(w, [builder.mul(loop.index, _I64(COLUMNS))])
-        if asks:
-            prefetch_lines(builder, builder.gep(line, [builder.mul(pairs, _I64(COLUMNS))]), 2)
+        prefetch_lines(builder, builder.gep(ahead, [builder.mul(loop.index, stride)]), 2)
         weights = []
         for half in range(2):
             at = builder.bitcast(builder.gep(line, [_I64(half * _LANES)]), _INTEGERS.as_pointer())
@@ -105,53 +107,59 @@ def _emit(
 
 @intrinsic
 def _multiply_rows(
-    typingctx: Any, rows: Any, x: Any, x_at: Any, w: Any, w_at: Any, pairs: Any, bias: Any, bias_at: Any, out: Any,
-    out_at: Any, out_row: Any,
+    typingctx: Any, rows: Any, x: Any, x_at: Any, w: Any, w_at: Any, ahead_at: Any, stride: Any, pairs: Any, bias: Any,
+    bias_at: Any, out: Any, out_at: Any, out_row: Any,
 ) -> Any:  # fmt: skip
-    """1 to MOST_ROWS *rows* of one panel, in registers over the whole sum; with ASKS added, the next panel is
-    brought near meanwhile."""
+    """1 to MOST_ROWS *rows* of one panel, in registers over the whole sum; *stride* elements of `w` from *ahead_at* on
+    are brought near for each pair."""
     index = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def place(array: int) -> Any:
+        def place(array: int, at: int) -> Any:
             data = context.make_array(signature.args[array])(context, builder, args[array]).data
-            return builder.gep(data, [args[array + 1]])
+            return builder.gep(data, [args[at]])
 
-        x_place, w_place, bias_place, out_place = place(1), place(3), place(6), place(8)
+        stride, pairs, out_row = args[6], args[7], args[12]
+        x_place, w_place, bias_place, out_place = place(1, 2), place(3, 4), place(8, 9), place(10, 11)
+        ahead = place(3, 5)
         end = builder.append_basic_block("end")
         switch = builder.switch(args[0], end)
-        for count, asks in product(range(1, MOST_ROWS + 1), (False, True)):
+        for count in range(1, MOST_ROWS + 1):
             block = builder.append_basic_block(f"rows.{count}")
-            switch.add_case(_I64(count + ASKS * asks), block)
+            switch.add_case(_I64(count), block)
             builder.position_at_end(block)
-            _emit(builder, count, asks, x_place, args[5], w_place, args[5], bias_place, out_place, args[10])
+            _emit(builder, count, x_place, pairs, w_place, ahead, stride, pairs, bias_place, out_place, out_row)
             builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(index, x, index, w, index, index, bias, index, out, index, index), codegen
+    return types.void(index, x, index, w, index, index, index, index, bias, index, out, index, index), codegen
 
 
 @njit(error_model="numpy", nogil=True)
 def _multiply(p: Any, x: Any, w: Any, bias: Any, out: Any) -> None:
     rows, pairs, columns = p[ROWS], p[PAIRS], p[OUT_COLUMNS]
-    while True:
-        item = fetch_add(p, 1)
-        begin = item * PANELS_PER_ITEM * COLUMNS
-        if begin >= columns:
-            return
-        for column in range(begin, min(begin + PANELS_PER_ITEM * COLUMNS, columns), COLUMNS):
-            m = 0
-            while m < rows:
-                left = rows - m
-                tiles = (left + MOST_ROWS - 1) // MOST_ROWS
-                count = (left + tiles - 1) // tiles  # of equal size, nearly: one row alone costs as much as several
-                # The last of several tiles does not wait for memory: the time is used to bring the next panel.
-                kind = count + ASKS if tiles == 1 and m > 0 else count
+    tiles, width = (rows + MOST_ROWS - 1) // MOST_ROWS, PANELS_PER_ITEM * COLUMNS
+    stride = (COLUMNS + tiles - 1) // tiles if rows >= ASKING_ROWS else 0
+    begin = fetch_add(p, 1) * width
+    while begin < columns:
+        column, end = begin, min(begin + width, columns)
+        while column < end:
+            next_column = column + COLUMNS
+            if next_column == end:  # now, so that what this thread does next is what it asks for
+                begin = next_column = fetch_add(p, 1) * width
+            if tiles == 1:
+                ahead = column * pairs + AHEAD * COLUMNS
+            else:
+                ahead = (next_column if next_column < columns else column) * pairs
+            for tile in range(tiles):  # of equal size, nearly: one row alone costs as much as several
+                m = rows * tile // tiles
+                count = rows * (tile + 1) // tiles - m
                 _multiply_rows(
-                    kind, x, m * pairs, w, column * pairs, pairs, bias, column, out, m * columns + column, columns
-                )
-                m += count
+                    count, x, m * pairs, w, column * pairs, ahead + tile * pairs * stride, stride, pairs,
+                    bias, column, out, m * columns + column, columns,
+                )  # fmt: skip
+            column += COLUMNS
 
 
 def _entry(version: str) -> Any:

@@ -1,5 +1,6 @@
 """The tokenizer behind the server's seam."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_arguments_too_deep_for_the_template_are_the_clients_error() -> None:
     words = byte_tokenizer(300)
     words.chat_template = "{{ messages[0].tool_calls | tojson }}"
     arguments: dict[str, Any] = {}
-    for _ in range(900):
+    for _ in range(sys.getrecursionlimit()):  # which compilers raise
         arguments = {"a": arguments}
     with pytest.raises(InvalidRequestError, match="refuses these messages"):
         HuggingFaceTokenizer(words).apply_chat_template([{"role": "assistant", "tool_calls": [arguments]}])
