@@ -37,7 +37,7 @@ SIGMAS = 2.0
 MEAN_STEPS = 100.0
 """Steps that the mean step time is taken over."""
 REST_STEPS = 4
-"""Steps until the price of a probe is looked at again when it was too high: looking takes time, too."""
+"""Steps until probes are looked for again when there was none to make: looking takes time, too."""
 STALE_CLASS_STEPS = 100
 """A class of matches is probed when none of it was copied for this many steps."""
 STALE_STEPS = 24
@@ -84,11 +84,24 @@ class Prober:
     ) -> Plan | None:
         """A plan to run instead of *plan* for what it teaches, or None. *plain_uncertainty* is the standard deviation
         of the predicted seconds of a step without speculation."""
-        if not self._mean_step_seconds:
-            return None
         self._rest = max(0, self._rest - 1)
-        if self._rest:
+        if self._rest or not self._mean_step_seconds:
             return None
+        found = self._look(plan, problem, costs, columns, acceptance, plain_uncertainty)
+        if found is None:
+            self._rest = REST_STEPS
+        return found
+
+    def _look(
+        self,
+        plan: Plan,
+        problem: Problem,
+        costs: Costs,
+        columns: BatchColumns,
+        acceptance: AcceptanceModel,
+        plain_uncertainty: Callable[[], float],
+    ) -> Plan | None:
+        """The probe that is most wanted of those that are paid for, if there is any."""
         free = problem.forced < 0
         if (plan.num_tokens[free] > 0).any():
             plain = evaluate(problem, costs, np.where(free, 0, plan.num_tokens), plan.uses_draft)
@@ -151,7 +164,6 @@ class Prober:
         regret = max(0.0, (tried.seconds - plan.seconds) - (tried.worth - plan.worth) / max(plan.goodput, 1e-9))
         # A regret beyond all credit would never be paid for: full credit buys it, and the debt delays the next one.
         if self.credit_seconds < min(regret, CREDIT_STEPS * self._mean_step_seconds):
-            self._rest = REST_STEPS
             return False
         self.credit_seconds -= regret
         self.regret_seconds += regret

@@ -64,8 +64,8 @@ class PromptLookup:
 
     def _match_length(self, position: int) -> int:
         tokens, end = self._token_ids, len(self._token_ids)
-        length = 0
-        while length < min(position, MAX_MATCH_TOKENS) and tokens[position - 1 - length] == tokens[end - 1 - length]:
+        length, longest = 0, min(position, MAX_MATCH_TOKENS)
+        while length < longest and tokens[position - 1 - length] == tokens[end - 1 - length]:
             length += 1
         return length
 

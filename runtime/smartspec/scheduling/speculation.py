@@ -54,7 +54,7 @@ class SpeculationRoom:
 
     def offer(self, request: Request, settings: PolicySettings) -> tuple[Candidate, Match]:
         """*request* as the policy sees it, and the tokens that prompt lookup has for it."""
-        room = self._room(request)
+        room = min(self._room(request), settings.max_speculative_tokens)
         match = self._match(request, room, settings)
         drafts = "draft" in self._proposers and request.speculation.mode != "off"
         if drafts and request.num_draft_computed_tokens < request.num_shared_tokens:

@@ -41,6 +41,7 @@ def offered(
     rule: LogitRule | None = None,
     proposers: tuple[Proposer, ...] = ("lookup",),
     max_tokens: int = 50,
+    ceiling: int = 8,
 ) -> Match:
     """What a request is offered to copy after *output*."""
     request = Request(
@@ -50,7 +51,7 @@ def offered(
     pool = BlockPool(16, 16)
     pool.grow(request.block_table, 16)
     room = SpeculationRoom(pool, PrefixCache(pool, enabled=False), proposers, max_model_len=200, max_catchup_tokens=64)
-    _, match = room.offer(request, PolicySettings())
+    _, match = room.offer(request, PolicySettings(max_speculative_tokens=ceiling))
     return match
 
 
@@ -77,3 +78,9 @@ def test_a_copy_ends_where_the_rule_forbids_it() -> None:
     """What would be rejected for sure takes no place in the step."""
     assert offered(rule=Rule(permitted=1)).token_ids == (4,)
     assert offered(rule=Rule(permitted=0)) == NO_MATCH
+
+
+def test_nothing_is_looked_up_that_the_policy_could_not_take() -> None:
+    """A copy is as long as the policy's ceiling at most, and at a ceiling of 0 nobody pays for the looking."""
+    assert offered(ceiling=2) == Match((4, 5), 3)
+    assert offered(ceiling=0) is NO_MATCH
