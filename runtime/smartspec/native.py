@@ -97,7 +97,10 @@ import numba  # noqa: E402
 from numba import carray, cfunc, float32, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 
-__all__ = ["address_of", "carray", "cgutils", "float32", "intrinsic", "njit", "sources_of", "types"]
+__all__ = [
+    "address_of", "address_of_operator", "carray", "cgutils", "external", "float32", "intrinsic", "njit", "sources_of",
+    "types",
+]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -123,12 +126,26 @@ def chosen() -> Level | None:
 
 def address_of(function: Callable[[Any], None]) -> int:
     """The address of *function* as a C function `void f(void *)`: compiled, or taken from numba's cache on disk."""
+    return _address_of(function, types.void(types.voidptr))
+
+
+def address_of_operator(function: Callable[[Any, Any, Any], None]) -> int:
+    """The same for `void f(void *, uint64_t, uint64_t)`, which is what torch calls an operator by."""
+    return _address_of(function, types.void(types.voidptr, types.uint64, types.uint64))
+
+
+def _address_of(function: Callable[..., None], signature: Any) -> int:
     compiler: Any = cfunc
     try:
-        compiled = compiler(types.void(types.voidptr), cache=True)(function)
+        compiled = compiler(signature, cache=True)(function)
     except RuntimeError:  # no writable place for the cache: neither beside this file nor under the home directory
-        compiled = compiler(types.void(types.voidptr))(function)
+        compiled = compiler(signature)(function)
     return int(compiled.address)
+
+
+def external(name: str, signature: Any) -> Any:
+    """The C function of that name, for compiled code to call; `llvmlite.binding.add_symbol` says where it is."""
+    return types.ExternalFunction(name, signature)
 
 
 def sources_of(file: str, *others: str) -> str:

@@ -18,16 +18,18 @@ from smartspec.native import BFLOAT16, FEATURES, LEVELS, PROCESSOR, chosen, fold
 
 
 def compile_all() -> None:
-    """Fill numba's cache: the policy's loops are compiled at import, attention for each type of element."""
+    """Fill numba's cache: the policy's loops are compiled at import, attention for each type of element, and the
+    operators that run it."""
     # Imported here, in a process of one level.
     from smartspec import policy
-    from smartspec.execution import product_kernel
+    from smartspec.execution import native_operators, product_kernel
     from smartspec.execution.attention_kernel import ELEMENTS, kernels
 
     for module in pkgutil.iter_modules(policy.__path__):
         import_module(f"{policy.__name__}.{module.name}")
     for bits in ELEMENTS:
         kernels(bits)
+    native_operators.register()
     if chosen() is BFLOAT16:
         product_kernel.kernel()
 

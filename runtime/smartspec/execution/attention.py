@@ -96,7 +96,12 @@ def _attention(
     if torch.compiler.is_compiling():
         caller: Any = module
         # The compiler sees an operator and the number of a layer: see `compiled_forward`.
-        output: torch.Tensor = torch.ops.smartspec.attend(query, key, value, caller.smartspec_calls[0])
+        layer, table = caller.smartspec_calls[0], getattr(caller, "smartspec_table", None)
+        output: torch.Tensor = (
+            torch.ops.smartspec.attend(query, key, value, layer)
+            if table is None
+            else torch.ops.smartspec.native_attend(query, key, value, table, layer)
+        )
         return output, None
     return current().attend(module, query, key, value, options), None
 

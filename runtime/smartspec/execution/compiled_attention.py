@@ -45,14 +45,14 @@ class CompiledAttention:
     invariant = True
 
     def __init__(self, layers: Sequence[LayerGeometry], caches: Sequence[LayerCache]) -> None:
-        bits = {layer.dtype.itemsize * 8 for layer in layers}
-        (self._kernels,) = (kernels(b) for b in bits)
+        (self.element_bits,) = {layer.dtype.itemsize * 8 for layer in layers}
+        self.kernels = kernels(self.element_bits)
         self._layers, self._caches = layers, caches
         self._floats = [np.array([g.scale, g.softcap], dtype=np.float32) for g in layers]
         self._sinks = [torch.zeros(g.num_heads) if g.sinks is None else g.sinks for g in layers]
-        self._blocks = [self._block(i) for i in range(len(layers))]
+        self.parameter_blocks = [self._block(i) for i in range(len(layers))]
         self._kinds = {(g.num_heads, g.num_kv_heads) for g in layers}
-        self._threads = 1
+        self.num_threads = 1
 
     def _block(self, layer: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         geometry, cache = self._layers[layer], self._caches[layer]
@@ -76,9 +76,9 @@ class CompiledAttention:
         self._batch = batch  # the kernel holds addresses into it
         geometry = self._layers[0]
         work = batch.context_tokens * geometry.num_heads * (geometry.key_dim + geometry.value_dim)
-        self._threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
-        together = {heads: heads_together(batch, *heads, self._threads) for heads in self._kinds}
-        for block, layer in zip(self._blocks, self._layers, strict=True):
+        self.num_threads = max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
+        together = {heads: heads_together(batch, *heads, self.num_threads) for heads in self._kinds}
+        for block, layer in zip(self.parameter_blocks, self._layers, strict=True):
             block[_TOGETHER] = together[layer.num_heads, layer.num_kv_heads]
             block[_NUM_TILES] = len(batch.tiles)
             block[_TILES] = batch.tiles.ctypes.data
@@ -89,12 +89,12 @@ class CompiledAttention:
         a tile are zero."""
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
         out = query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
-        block = self._blocks[layer]
+        block = self.parameter_blocks[layer]
         block[_POINTERS] = (query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr())
         block[_STRIDES] = (*query.stride()[2:0:-1], *key.stride()[2:0:-1], *value.stride()[2:0:-1])
         address = block.ctypes.data
         block[_NEXT] = 0
-        openmp.run(self._kernels.write, address, self._threads)
+        openmp.run(self.kernels.write, address, self.num_threads)
         block[_NEXT] = 0
-        openmp.run(self._kernels.attend, address, self._threads)
+        openmp.run(self.kernels.attend, address, self.num_threads)
         return out

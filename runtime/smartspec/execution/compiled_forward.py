@@ -23,6 +23,8 @@ from torch import fx
 from smartspec.execution.attention import current
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
+from smartspec.execution.native_operators import Table, table_of
+from smartspec.execution.packed_linear import PackedLinear
 from smartspec.execution.paged_model import Forward, PagedModel, eager
 
 LEAST_ROWS = 2
@@ -43,6 +45,8 @@ _TOLERANCE = 0.05
 _library: Any = torch.library.Library("smartspec", "DEF")  # type: ignore[no-untyped-call]
 _library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
 _library.define("linear(Tensor rows, int place, int begin, int end) -> Tensor")
+_library.define("native_attend(Tensor query, Tensor key, Tensor value, Tensor table, int layer) -> Tensor")
+_library.define("native_linear(Tensor rows, Tensor table, int place, int begin, int end) -> Tensor")
 
 
 def _running() -> PagedModel:
@@ -70,10 +74,22 @@ def _linear_shape(rows: torch.Tensor, place: int, begin: int, end: int) -> torch
     return rows.new_empty((*rows.shape[:-1], end - begin))
 
 
+def _native_attend_shape(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor, layer: int
+) -> torch.Tensor:
+    return _attend_shape(query, key, value, layer)
+
+
+def _native_linear_shape(rows: torch.Tensor, table: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
+    return _linear_shape(rows, place, begin, end)
+
+
 _library.impl("attend", _attend, "CPU")
 _library.impl("linear", _linear, "CPU")
 torch.library.register_fake("smartspec::attend", _attend_shape, lib=_library)
 torch.library.register_fake("smartspec::linear", _linear_shape, lib=_library)
+torch.library.register_fake("smartspec::native_attend", _native_attend_shape, lib=_library)
+torch.library.register_fake("smartspec::native_linear", _native_linear_shape, lib=_library)
 
 
 class CompileError(Exception):
@@ -107,9 +123,24 @@ def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
     that the next start takes a fraction of the time. Writes to the blocks of the cache, so call it before there are
     requests. Raises CompileError.
     """
-    _require(paged)
+    table = table_of(paged.products, _require(paged))
+    if table is not None:
+        try:
+            return _compile(paged, clock, table)
+        except _MisuseError:
+            pass  # what lies otherwise in memory than our operators read it, Python's put in order
+    return _compile(paged, clock, None)
+
+
+class _MisuseError(CompileError):
+    """Native operators were handed what they cannot read."""
+
+
+def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None) -> Compiled:
+    _hand_out(paged, table)
     run_eager = eager(paged.model)
-    run_compiled: Forward = torch.compile(run_eager, backend=_backend, dynamic=True, fullgraph=True)
+    compiled_eager: Forward = torch.compile(run_eager, backend=_backend, dynamic=True, fullgraph=True)
+    run_compiled = compiled_eager if table is None else _begun(compiled_eager, table)
     trials = [_trial(paged, rows) for rows in TRIAL_ROWS]
     began = clock()
     try:
@@ -121,6 +152,8 @@ def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of its own use of itself
                 found = paged.forward(trial)
+            if table is not None and table.is_misused:
+                raise _MisuseError
             difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
             if not difference <= _TOLERANCE:
                 raise CompileError(f"compiled logits differ by {difference:.2g}")
@@ -146,8 +179,25 @@ def missing_compiler() -> str | None:
     return None
 
 
-def _require(paged: PagedModel) -> None:
-    """Raise CompileError for what is known to be in the way, before time is spent on it."""
+def _hand_out(paged: PagedModel, table: Table | None) -> None:
+    """Let every module that calls an operator know *table*."""
+    for module in paged.model.modules():
+        if isinstance(module, PackedLinear) or hasattr(module, "smartspec_calls"):
+            module.smartspec_table = None if table is None else table.tensor
+
+
+def _begun(forward: Forward, table: Table) -> Forward:
+    """*forward* after *table* has taken the step in."""
+
+    def run(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        table.begin()
+        return forward(input_ids, position_ids, kept)
+
+    return run
+
+
+def _require(paged: PagedModel) -> CompiledAttention:
+    """The model's attention; raises CompileError for what is known to be in the way, before time is spent on it."""
     if not isinstance(paged.attention, CompiledAttention):
         raise CompileError(f"only models in float32 or bfloat16 on a CPU are compiled, not on {paged.device}")
     if any(len(getattr(module, "smartspec_calls", ())) > 1 for module in paged.model.modules()):
@@ -155,6 +205,7 @@ def _require(paged: PagedModel) -> None:
     if (problem := missing_compiler()) is not None:
         raise CompileError(problem)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_directory()))
+    return paged.attention
 
 
 def _unguarded(forward: Forward) -> Forward:
@@ -231,19 +282,20 @@ def _join_products(module: fx.GraphModule) -> None:
     """Make one call of the calls that ask for parts of the same product of the same rows."""
     calls: dict[tuple[Any, Any], list[fx.Node]] = defaultdict(list)
     for node in module.graph.nodes:
-        if node.op == "call_function" and str(node.target).startswith("smartspec.linear"):
-            calls[node.args[0], node.args[1]].append(node)
-    for (rows, place), parts in calls.items():
+        for operator in (torch.ops.smartspec.linear, torch.ops.smartspec.native_linear):
+            if node.op == "call_function" and node.target in (operator, operator.default):
+                calls[operator.default, node.args[:-2]].append(node)
+    for (operator, what), parts in calls.items():
         if len(parts) < 2:
             continue
-        total = max(int(str(part.args[3])) for part in parts)
+        total = max(int(str(part.args[-1])) for part in parts)
         with module.graph.inserting_before(parts[0]):
-            whole = module.graph.call_function(torch.ops.smartspec.linear.default, (rows, place, 0, total))
+            whole = module.graph.call_function(operator, (*what, 0, total))
             whole.meta = dict(parts[0].meta)
         for part in parts:
             with module.graph.inserting_before(part):
                 columns = module.graph.call_function(
-                    torch.ops.aten.slice.Tensor, (whole, -1, part.args[2], part.args[3])
+                    torch.ops.aten.slice.Tensor, (whole, -1, part.args[-2], part.args[-1])
                 )
                 columns.meta = dict(part.meta)
             part.replace_all_uses_with(columns)

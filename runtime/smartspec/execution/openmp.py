@@ -8,6 +8,7 @@ operation, and there is one attention call after every few of torch's. `GOMP_par
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch  # noqa: F401 - brings the library, where none was loaded before it
 
@@ -21,6 +22,12 @@ def _entry() -> Callable[[int, int, int, int], None] | None:
     function.restype = None
     function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     return function
+
+
+def address() -> int | None:
+    """Where `GOMP_parallel` is; None without an OpenMP library in the process."""
+    entry: Any = _entry()
+    return None if entry is None else ctypes.cast(entry, ctypes.c_void_p).value
 
 
 @cache

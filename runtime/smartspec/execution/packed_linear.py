@@ -51,8 +51,8 @@ class PaneledWeight:
         self._parameters[product_kernel.OUT_COLUMNS] = len(weight)
         self._parameters[product_kernel.W] = self._panels.data_ptr()
         self._parameters[product_kernel.BIAS] = self._bias.data_ptr()
-        self._address = self._parameters.ctypes.data  # asked for once, not at every step
-        self._kernel = product_kernel.kernel()
+        self.address = self._parameters.ctypes.data  # asked for once, not at every step
+        self.kernel = product_kernel.kernel()
 
     @staticmethod
     def suits(weight: torch.Tensor) -> bool:
@@ -67,7 +67,7 @@ class PaneledWeight:
         parameters[product_kernel.NEXT_ITEM] = 0
         parameters[product_kernel.ROWS] = rows.numel() // rows.shape[-1]
         parameters[product_kernel.X], parameters[product_kernel.OUT] = rows.data_ptr(), out.data_ptr()
-        openmp.run(self._kernel, self._address, torch.get_num_threads())
+        openmp.run(self.kernel, self.address, torch.get_num_threads())
         return out
 
     def dense(self) -> torch.Tensor:
@@ -137,6 +137,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.product, self.place, self.begin, self.end = product, place, begin, end
         self.in_features, self.out_features = product.in_features, end - begin
+        self.smartspec_table: torch.Tensor | None = None
+        """Of `native_operators`, where the compiled forward has those."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -151,7 +153,12 @@ class PackedLinear(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
         if torch.compiler.is_compiling():
-            columns: torch.Tensor = torch.ops.smartspec.linear(rows, self.place, self.begin, self.end)
+            # The compiler sees an operator: see `compiled_forward`.
+            columns: torch.Tensor = (
+                torch.ops.smartspec.linear(rows, self.place, self.begin, self.end)
+                if self.smartspec_table is None
+                else torch.ops.smartspec.native_linear(rows, self.smartspec_table, self.place, self.begin, self.end)
+            )
             return columns
         return self.product.slice(rows, self.begin, self.end)
 

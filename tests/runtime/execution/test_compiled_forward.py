@@ -101,3 +101,21 @@ def test_a_module_that_attends_twice_is_refused() -> None:
     model.model.model.layers[0].self_attn.smartspec_calls = (0, 1)
     with pytest.raises(CompileError, match="attends more than once"):
         compile_forward(model, time.perf_counter)
+
+
+def test_what_native_operators_cannot_read_is_compiled_with_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward is compiled again, without them."""
+    if (problem := missing_compiler()) is not None:
+        pytest.skip(problem)
+    tried: list[object] = []
+
+    def compile_it(paged: PagedModel, clock: object, table: object) -> str:
+        tried.append(table)
+        if table is not None:
+            raise compiled_forward._MisuseError
+        return "compiled"
+
+    monkeypatch.setattr(compiled_forward, "table_of", lambda products, attention: "a table")
+    monkeypatch.setattr(compiled_forward, "_compile", compile_it)
+    assert compile_forward(paged_llama(), time.perf_counter) == "compiled"  # type: ignore[comparison-overlap]
+    assert tried == ["a table", None]
