@@ -63,6 +63,12 @@ def here(kubectl: Kubectl) -> Iterator[Kubectl]:
     def run(*arguments: str, stdin: str | None = None, check: bool = True) -> str:
         return kubectl("-n", name, *arguments, stdin=stdin, check=check)
 
+    # A namespace's service account and its token come a moment after it; until then no pod is admitted.
+    first = yaml.safe_dump(pod("first", OPERATOR_IMAGE))
+    for _ in range(100):
+        if "created" in run("create", "--dry-run=server", "-f", "-", stdin=first, check=False):
+            break
+        subprocess.run(["sleep", "0.2"], check=True)
     yield run
     kubectl("delete", "namespace", name, "--timeout=120s")
 
