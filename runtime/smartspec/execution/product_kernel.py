@@ -2,7 +2,7 @@
 many at nearly that of the multipliers.
 
 A step of some rows is spent in reading weights. They lie in the order in which they are read: panels of 32 columns, in
-a panel the pairs of inputs one after the other, of a pair its 32 columns (`paneled`). At most twelve rows, a tile, are
+a panel the pairs of inputs one after the other, of a pair its 32 columns (`paneled`). At most eight rows, a tile, are
 held in registers together, and read a panel once from memory; more tiles come to it again while it is in the second
 cache. Memory is read all the while that is computed: each tile asks for its share of the panel that comes next.
 
@@ -22,8 +22,9 @@ from smartspec.native import address_of, carray, cgutils, intrinsic, njit, sourc
 
 COLUMNS = 32
 """Of a panel: two registers of weights for each pair of inputs."""
-MOST_ROWS = 12
-"""Twelve rows of two registers each, two of weights and one of inputs: 27 of 32."""
+MOST_ROWS = 8
+"""Sixteen sums keep the multipliers busy. Registers would hold twelve rows, but rows of 2,048 inputs lie such that all
+of them fall into one set of the first cache, of eight places: a quarter of the speed was lost."""
 PANELS_PER_ITEM = 2
 AHEAD = 64
 """Pairs of a panel that a tile without company asks for in advance: 8 KiB, two pages."""
