@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from engine_bench import controller, forward, host, idle_draft, limit, mixed, products, time_model
+from engine_bench import controller, controller_parts, forward, host, idle_draft, limit, mixed, products, time_model
 from engine_bench.bench import USUAL_MINUTES, Bench, of_section
 from engine_bench.neighbours import NOTABLE, Neighbours
 from engine_bench.picture import draw
@@ -51,6 +51,7 @@ SECTIONS = {
     "mixed": Section(mixed.measure, mixed.part, 25),
     "host": Section(host.measure, host.part, 50),
     "controller": Section(controller.measure, controller.part, 15),
+    "controller-parts": Section(controller_parts.measure, controller_parts.part, 5),
     "k0": Section(idle_draft.measure, idle_draft.part, 70),
     "time-model": Section(time_model.measure, time_model.part, 60),
 }

@@ -127,12 +127,12 @@ def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
     if table is not None:
         try:
             return _compile(paged, clock, table)
-        except _MisuseError:
+        except MisuseError:
             pass  # what lies otherwise in memory than our operators read it, Python's put in order
     return _compile(paged, clock, None)
 
 
-class _MisuseError(CompileError):
+class MisuseError(CompileError):
     """Native operators were handed what they cannot read."""
 
 
@@ -152,8 +152,6 @@ def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of its own use of itself
                 found = paged.forward(trial)
-            if table is not None and table.is_misused:
-                raise _MisuseError
             difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
             if not difference <= _TOLERANCE:
                 raise CompileError(f"compiled logits differ by {difference:.2g}")
@@ -187,11 +185,14 @@ def _hand_out(paged: PagedModel, table: Table | None) -> None:
 
 
 def _begun(forward: Forward, table: Table) -> Forward:
-    """*forward* after *table* has taken the step in."""
+    """*forward* after *table* has taken the step in; raises MisuseError where its logits are none."""
 
     def run(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         table.begin()
-        return forward(input_ids, position_ids, kept)
+        logits = forward(input_ids, position_ids, kept)
+        if table.is_misused:
+            raise MisuseError("an operator of the compiled forward was handed what it cannot read")
+        return logits
 
     return run
 

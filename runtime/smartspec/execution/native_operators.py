@@ -35,12 +35,14 @@ _PARALLEL = "smartspec_parallel"
 
 MULTIPLY, WRITE, ATTEND, ELEMENT_BITS, LAYERS, THREADS, ATTENTION_THREADS, MISUSED, PRODUCTS = range(9)
 """Fields of a table. At `PRODUCTS` the addresses of the products' parameter blocks begin, where `LAYERS` says those of
-attention's; `MISUSED` is set by an operator that was handed what it cannot read."""
+attention's; `MISUSED` is set by an operator that was handed what it cannot read: another type than it is for, or rows
+that do not lie in one piece."""
 _HUGE = 1 << 40
 _MOST_DIMENSIONS = 8
 _I = {name: i for i, name in enumerate(FIELDS)}
 _NEXT, _QUERY, _QUERY_ROW = _I["next_item"], _I["query"], _I["query_row"]
-_CPU = 0
+_CPU, _BFLOAT16 = 0, 15
+"""Numbers of c10::DeviceType and c10::ScalarType."""
 
 _i32, _i64 = types.int32, types.int64
 _get_data = external("aoti_torch_get_data_ptr", _i32(_i64, _i64))
@@ -97,6 +99,9 @@ def _dtype(handle: int, found: Any) -> int:
 
 
 def _linear_entry(version: str) -> Any:
+    """`native_linear(Tensor rows, Tensor table, int place, int begin, int end)`: arguments come on the stack, with the
+    ownership of tensors' handles, and the result is left there."""
+
     def linear(stack: Any, num_arguments: Any, num_outputs: Any) -> None:
         _ = version  # what a closure holds is part of numba's cache key, what it calls is not
         given = carray(stack, 5, np.int64)
@@ -104,23 +109,24 @@ def _linear_entry(version: str) -> Any:
         found, sizes, strides = np.zeros(1, np.int64), np.empty(8, np.int64), np.empty(8, np.int64)
         table = carray(pointer(_data(table_handle, found)), _HUGE, np.int64)
         p = carray(pointer(table[PRODUCTS + place]), product_kernel.NUM_FIELDS, np.int64)
-        dimensions = _shape(rows, sizes, strides, found)
-        count, along = 1, 1
+        dimensions, dtype = _shape(rows, sizes, strides, found), _dtype(rows, found)
+        width = 2 * p[product_kernel.PAIRS]
+        is_read = dtype == _BFLOAT16 and sizes[dimensions - 1] == width
+        along = 1
         for i in range(dimensions - 1, -1, -1):
-            if sizes[i] > 1 and strides[i] != along:
-                table[MISUSED] = 1
+            is_read &= sizes[i] < 2 or strides[i] == along
             along *= sizes[i]
-            if i < dimensions - 1:
-                count *= sizes[i]
-        columns = p[product_kernel.OUT_COLUMNS]
-        dtype = _dtype(rows, found)
+        count, columns = along // width, p[product_kernel.OUT_COLUMNS]
         sizes[dimensions - 1] = columns
         out = _new(dtype, sizes, dimensions, found)
         p[product_kernel.NEXT_ITEM] = 0
         p[product_kernel.ROWS] = count
         p[product_kernel.X] = _data(rows, found)
         p[product_kernel.OUT] = _data(out, found)
-        _parallel(table[MULTIPLY], table[PRODUCTS + place], np.uint32(table[THREADS]), np.uint32(0))
+        if is_read:
+            _parallel(table[MULTIPLY], table[PRODUCTS + place], np.uint32(table[THREADS]), np.uint32(0))
+        else:
+            table[MISUSED] = 1
         if end - begin != columns:
             sizes[dimensions - 1] = end - begin
             part = _new(dtype, sizes, dimensions, found)
@@ -139,6 +145,8 @@ def _linear_entry(version: str) -> Any:
 
 
 def _attend_entry(version: str) -> Any:
+    """`native_attend(Tensor query, Tensor key, Tensor value, Tensor table, int layer)`, as above."""
+
     def attend(stack: Any, num_arguments: Any, num_outputs: Any) -> None:
         _ = version
         given = carray(stack, 5, np.int64)
@@ -148,14 +156,13 @@ def _attend_entry(version: str) -> Any:
         block = table[table[LAYERS] + layer]
         p = carray(pointer(block), len(FIELDS), np.int64)
         shape = np.empty(4, np.int64)
-        shape[0] = 1
+        shape[0], is_read = 1, True
         for i in range(3):
             _shape(given[i], sizes, strides, found)
             p[_QUERY + i] = _data(given[i], found)
             p[_QUERY_ROW + 2 * i] = strides[2]
             p[_QUERY_ROW + 2 * i + 1] = strides[1]
-            if strides[3] != 1 and sizes[3] > 1:
-                table[MISUSED] = 1
+            is_read &= strides[3] == 1 or sizes[3] < 2
             if i == 0:
                 shape[1], shape[2] = sizes[2], sizes[1]
             shape[3] = sizes[3]
@@ -164,10 +171,13 @@ def _attend_entry(version: str) -> Any:
         bits = carray(pointer(p[_QUERY + 3]), _HUGE, np.uint16)
         for i in range(shape[1] * shape[2] * shape[3] * table[ELEMENT_BITS] // 16):  # rows without a tile are zero
             bits[i] = 0
-        p[_NEXT] = 0
-        _parallel(table[WRITE], block, np.uint32(table[ATTENTION_THREADS]), np.uint32(0))
-        p[_NEXT] = 0
-        _parallel(table[ATTEND], block, np.uint32(table[ATTENTION_THREADS]), np.uint32(0))
+        if is_read:
+            p[_NEXT] = 0
+            _parallel(table[WRITE], block, np.uint32(table[ATTENTION_THREADS]), np.uint32(0))
+            p[_NEXT] = 0
+            _parallel(table[ATTEND], block, np.uint32(table[ATTENTION_THREADS]), np.uint32(0))
+        else:
+            table[MISUSED] = 1
         for i in range(4):
             _delete(given[i])
         given[0] = out
@@ -195,7 +205,7 @@ class Table:
 
     @property
     def is_misused(self) -> bool:
-        """Whether an operator was ever handed what it cannot read, and gave nonsense."""
+        """Whether an operator was ever handed what it cannot read, and left it alone."""
         return bool(self._fields[MISUSED])
 
 

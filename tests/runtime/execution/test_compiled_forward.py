@@ -112,7 +112,7 @@ def test_what_native_operators_cannot_read_is_compiled_with_pythons(monkeypatch:
     def compile_it(paged: PagedModel, clock: object, table: object) -> str:
         tried.append(table)
         if table is not None:
-            raise compiled_forward._MisuseError
+            raise compiled_forward.MisuseError
         return "compiled"
 
     monkeypatch.setattr(compiled_forward, "table_of", lambda products, attention: "a table")

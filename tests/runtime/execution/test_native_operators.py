@@ -64,8 +64,8 @@ def test_attention_is_the_attentions(dtype: torch.dtype) -> None:
     assert not table.is_misused
 
 
-def test_what_lies_otherwise_is_noticed() -> None:
-    """Operators read rows in one piece, and say so when they are handed others."""
+def test_what_cannot_be_read_is_noticed() -> None:
+    """Operators read rows of their own type and width that lie in one piece; others they leave alone, and say so."""
     _, attention, table = model_and_table(torch.bfloat16)
     attention.begin(pack([Segment([5] * 4, 0, range(1), 1)], 16))
     table.begin()
@@ -73,7 +73,8 @@ def test_what_lies_otherwise_is_noticed() -> None:
     straight = torch.randn(1, KV_HEADS, 4, VALUES).bfloat16()
     torch.ops.smartspec.native_attend(turned, straight, straight, table.tensor, 0)
     assert table.is_misused
-    _, _, table = model_and_table(torch.bfloat16)
-    table.begin()
-    torch.ops.smartspec.native_linear(torch.randn(WIDTH, 5).bfloat16().T, table.tensor, 0, 0, 128)
-    assert table.is_misused
+    for rows in (torch.randn(WIDTH, 5).bfloat16().T, torch.randn(5, WIDTH), torch.randn(5, WIDTH + 2).bfloat16()):
+        _, _, table = model_and_table(torch.bfloat16)
+        table.begin()
+        torch.ops.smartspec.native_linear(rows, table.tensor, 0, 0, 128)
+        assert table.is_misused
