@@ -49,18 +49,22 @@ class Sizes:
     at_once: int = 32
     step_seconds: float = 5.0
     shift_seconds: float = 4.0
+    moving_rounds: int = 2
     tax_rounds: int = 10
 
 
-QUICK = Sizes(tokens=16, seconds=1.0, alone=1, at_once=4, step_seconds=1.0, shift_seconds=1.0, tax_rounds=2)
+QUICK = Sizes(
+    tokens=16, seconds=1.0, alone=1, at_once=4, step_seconds=1.0, shift_seconds=1.0, moving_rounds=1, tax_rounds=2
+)
 
 
 async def measure(options: argparse.Namespace, record: Record) -> None:
-    """All that the budget allows: a round of everything, then more rounds of the steady loads."""
+    """All that the budget allows: a round of everything, one more of the moving loads, then more of the steady ones."""
     sizes = QUICK if options.quick else Sizes()
     cells = grid(options.rates, sizes.seconds, sizes.alone, sizes.at_once)
     moving = [step(1, 16, sizes.step_seconds), shift(4, sizes.shift_seconds)]
-    total = (len(cells) * options.rounds + len(moving)) * len(MODES) + 2 * sizes.tax_rounds
+    moving_rounds = min(options.rounds, sizes.moving_rounds)
+    total = (len(cells) * options.rounds + len(moving) * moving_rounds) * len(MODES) + 2 * sizes.tax_rounds
     session = Session(record, Budget(options.minutes), total)
     with fleet(ROOT / "benchmarks/out/logs") as servers:
         for name, arguments in ((WITH_DRAFT, ["--draft", str(options.draft)]), (WITHOUT_DRAFT, ["--policy", "off"])):
@@ -71,14 +75,21 @@ async def measure(options: argparse.Namespace, record: Record) -> None:
                 await _block(session, servers, cell, turn, sizes)
             if turn == 0:
                 await _tax(session, servers, sizes)
-                for cell in moving:
-                    await _block(session, servers, cell, turn, sizes)
+            for cell in moving if turn < moving_rounds else ():
+                await _block(session, servers, cell, turn, sizes)
     record.note("minutes", round(session.budget.elapsed / 60, 1))
 
 
 async def _block(session: Session, servers: Fleet, cell: Scenario, turn: int, sizes: Sizes) -> None:
     """Every mode through one cell, in turn, after a burst of the same kind that is no one's measurement."""
     kind = f"{cell.workload} {cell.load}"
+    labels: list[dict[str, str | int]] = [
+        {"mode": mode, "workload": cell.workload, "load": cell.load, "round": turn + 1}
+        for mode in turns(list(MODES), turn)
+    ]
+    labels = [each for each in labels if not session.record.has(key(each))]
+    if not labels:
+        return
     if not session.budget.allows(kind, len(MODES) * cell.guess_seconds + 2):
         session.say(f"no time left for round {turn + 1} of {kind}")
         return
@@ -87,11 +98,9 @@ async def _block(session: Session, servers: Fleet, cell: Scenario, turn: int, si
     await server.set_policy(*MODES["request"])
     warm = cell.jobs(turn + 1, sizes.tokens)[: 1 if cell.load == ALONE else 8]
     await open_loop(server.url, [Job(0.0, job.prompt, job.tokens, job.temperature) for job in warm])
-    for mode in turns(list(MODES), turn):
-        labels: dict[str, str | int] = {"mode": mode, "workload": cell.workload, "load": cell.load, "round": turn + 1}
-        if not session.record.has(key(labels)):
-            await server.set_policy(*MODES[mode])
-            await session.take(server, partial(cell.run, server, turn, sizes.tokens), labels=labels, parts=cell.bounds)
+    for each in labels:
+        await server.set_policy(*MODES[str(each["mode"])])
+        await session.take(server, partial(cell.run, server, turn, sizes.tokens), labels=each, parts=cell.bounds)
     session.budget.took(kind, time.monotonic() - started)
 
 
