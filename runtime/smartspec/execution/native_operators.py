@@ -106,7 +106,11 @@ def _linear_entry(version: str) -> Any:
         _ = version  # what a closure holds is part of numba's cache key, what it calls is not
         given = carray(stack, 5, np.int64)
         rows, table_handle, place, begin, end = given[0], given[1], given[2], given[3], given[4]
-        found, sizes, strides = np.zeros(1, np.int64), np.empty(8, np.int64), np.empty(8, np.int64)
+        found, sizes, strides = (
+            np.zeros(1, np.int64),
+            np.empty(_MOST_DIMENSIONS, np.int64),
+            np.empty(_MOST_DIMENSIONS, np.int64),
+        )
         table = carray(pointer(_data(table_handle, found)), _HUGE, np.int64)
         p = carray(pointer(table[PRODUCTS + place]), product_kernel.NUM_FIELDS, np.int64)
         dimensions, dtype = _shape(rows, sizes, strides, found), _dtype(rows, found)
@@ -151,7 +155,11 @@ def _attend_entry(version: str) -> Any:
         _ = version
         given = carray(stack, 5, np.int64)
         table_handle, layer = given[3], given[4]
-        found, sizes, strides = np.zeros(1, np.int64), np.empty(8, np.int64), np.empty(8, np.int64)
+        found, sizes, strides = (
+            np.zeros(1, np.int64),
+            np.empty(_MOST_DIMENSIONS, np.int64),
+            np.empty(_MOST_DIMENSIONS, np.int64),
+        )
         table = carray(pointer(_data(table_handle, found)), _HUGE, np.int64)
         block = table[table[LAYERS] + layer]
         p = carray(pointer(block), len(FIELDS), np.int64)

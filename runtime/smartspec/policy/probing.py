@@ -87,21 +87,7 @@ class Prober:
         self._rest = max(0, self._rest - 1)
         if self._rest or not self._mean_step_seconds:
             return None
-        found = self._look(plan, problem, costs, columns, acceptance, plain_uncertainty)
-        if found is None:
-            self._rest = REST_STEPS
-        return found
-
-    def _look(
-        self,
-        plan: Plan,
-        problem: Problem,
-        costs: Costs,
-        columns: BatchColumns,
-        acceptance: AcceptanceModel,
-        plain_uncertainty: Callable[[], float],
-    ) -> Plan | None:
-        """The probe that is most wanted of those that are paid for, if there is any."""
+        self._rest = REST_STEPS  # unless one pays
         free = problem.forced < 0
         if (plan.num_tokens[free] > 0).any():
             plain = evaluate(problem, costs, np.where(free, 0, plan.num_tokens), plan.uses_draft)
@@ -165,6 +151,7 @@ class Prober:
         # A regret beyond all credit would never be paid for: full credit buys it, and the debt delays the next one.
         if self.credit_seconds < min(regret, CREDIT_STEPS * self._mean_step_seconds):
             return False
+        self._rest = 0
         self.credit_seconds -= regret
         self.regret_seconds += regret
         self.num_probes += 1
