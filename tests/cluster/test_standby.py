@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +16,24 @@ from smartspec_operator.resource import Manifest
 pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning")  # the generated client's own sockets
 
 
-@pytest.fixture
-def standby(operator: Operator, tmp_path: Path) -> Iterator[Operator]:
-    """A second operator; afterwards the session's own acts again."""
-    second = Operator(operator.kubeconfig, tmp_path, "standby")
-    yield second
-    if second.process.poll() is None:
-        second.stop()
-    if operator.process.poll() is not None:
-        operator.start()
-
-
 async def leads(operator: Operator) -> bool:
     """Whether it says that it holds the lease."""
     try:
         return (await operator.metrics())["smartspec_operator_leader"] == 1.0
     except OSError:  # not up yet
         return False
+
+
+@pytest.fixture
+async def standby(operator: Operator, tmp_path: Path) -> AsyncIterator[Operator]:
+    """A second operator, started when the first one leads; afterwards the session's own acts again."""
+    await eventually(lambda: leads(operator))
+    second = Operator(operator.kubeconfig, tmp_path, "standby")
+    yield second
+    if second.process.poll() is None:
+        second.stop()
+    if operator.process.poll() is not None:
+        operator.start()
 
 
 async def status_of(operator: Operator, path: str) -> int:
@@ -89,7 +90,6 @@ async def test_the_standby_does_nothing_until_the_first_dies_and_then_goes_on(
 async def test_a_lost_lease_ends_the_process(user: User, operator: Operator, standby: Operator) -> None:
     """A leader that was asleep for longer than its lease finds another one acting, and goes."""
     await eventually(lambda: is_up(standby))
-    await eventually(lambda: leads(operator))
     operator.process.send_signal(signal.SIGSTOP)
     await eventually(lambda: leads(standby))
     operator.process.send_signal(signal.SIGCONT)
@@ -101,7 +101,6 @@ async def test_a_lost_lease_ends_the_process(user: User, operator: Operator, sta
 async def test_a_leader_that_is_told_to_stop_gives_the_lease_away(operator: Operator, standby: Operator) -> None:
     """The other need not wait for the lease to end."""
     await eventually(lambda: is_up(standby))
-    await eventually(lambda: leads(operator))
     assert operator.stop() == 0
     await eventually(lambda: leads(standby), seconds=1.5)
 
