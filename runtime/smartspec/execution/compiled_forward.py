@@ -6,6 +6,7 @@ are operators that the compiler cannot see into, and that find their weights and
 running. So one compilation serves every size of step, and a row's bits cannot depend on which one was compiled for.
 """
 
+import logging
 import os
 import shutil
 import sysconfig
@@ -27,6 +28,8 @@ from smartspec.execution.native_operators import Table, table_of
 from smartspec.execution.packed_linear import PackedLinear
 from smartspec.execution.paged_model import Forward, PagedModel, eager
 
+log = logging.getLogger(__name__)
+
 LEAST_ROWS = 2
 """A compiler takes a size of 1 for a constant, so a step has at least two rows, and so do its logits."""
 
@@ -41,6 +44,19 @@ _WORTH = 1.1
 """A compiled forward is left again when it takes longer than this times eager: noise must not decide."""
 _TOLERANCE = 0.05
 """Relative difference of logits between compiled and eager: rounding in 16 bits makes about a hundredth."""
+
+_INDUCTOR: dict[str, Any] = {
+    # A step may run on fewer threads than the next: the number must not be compiled in.
+    "cpp.dynamic_threads": True,
+    # What several operations read is computed once, not by each of them anew: else every layer has its own cosines.
+    "realize_reads_threshold": 1,
+    # Halves of rotated queries and keys are joined as they are read, not in a copy.
+    "force_pointwise_cat": True,
+    # What operators return need not be looked at in every step: the logits of trials have been.
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
+"""Options of inductor."""
 
 _library: Any = torch.library.Library("smartspec", "DEF")  # type: ignore[no-untyped-call]
 _library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
@@ -127,19 +143,22 @@ def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
     if table is not None:
         try:
             return _compile(paged, clock, table)
-        except MisuseError:
-            pass  # what lies otherwise in memory than our operators read it, Python's put in order
+        except NativeError as problem:
+            log.info("event=compiled_with_python_operators reason=%r", str(problem))
     return _compile(paged, clock, None)
 
 
-class MisuseError(CompileError):
-    """Native operators were handed what they cannot read."""
+class NativeError(CompileError):
+    """The forward cannot be compiled with native operators: they were handed what lies otherwise in memory than they
+    read it, or the C++ that calls them is not to be had. With Python's it may be."""
 
 
 def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None) -> Compiled:
     _hand_out(paged, table)
     run_eager = eager(paged.model)
-    compiled_eager: Forward = torch.compile(run_eager, backend=_backend, dynamic=True, fullgraph=True)
+    compiled_eager: Forward = torch.compile(
+        run_eager, backend=_backend(is_native=table is not None), dynamic=True, fullgraph=True
+    )
     run_compiled = compiled_eager if table is None else _begun(compiled_eager, table)
     trials = [_trial(paged, rows) for rows in TRIAL_ROWS]
     began = clock()
@@ -162,7 +181,8 @@ def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None)
         paged.run_by(run_eager)
         if isinstance(problem, CompileError):
             raise
-        raise CompileError(f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}") from problem
+        error = CompileError if table is None else NativeError
+        raise error(f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}") from problem
     return compiled
 
 
@@ -185,13 +205,13 @@ def _hand_out(paged: PagedModel, table: Table | None) -> None:
 
 
 def _begun(forward: Forward, table: Table) -> Forward:
-    """*forward* after *table* has taken the step in; raises MisuseError where its logits are none."""
+    """*forward* after *table* has taken the step in; raises NativeError where its logits are none."""
 
     def run(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         table.begin()
         logits = forward(input_ids, position_ids, kept)
         if table.is_misused:
-            raise MisuseError("an operator of the compiled forward was handed what it cannot read")
+            raise NativeError("an operator of the compiled forward was handed what it cannot read")
         return logits
 
     return run
@@ -267,16 +287,20 @@ def _cache_directory() -> Path:
         return Path(tempfile.mkdtemp(prefix="smartspec-compiled-"))
 
 
-def _backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Inductor, after products of one input have been joined."""
-    from torch._inductor import config  # heavy, and only wanted here
-    from torch._inductor.compile_fx import compile_fx
+def _backend(*, is_native: bool) -> Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]:
+    """Inductor, after products of one input have been joined; where operators are native, without Python between them
+    either, and with the interpreter left to other threads for the whole forward."""
 
-    _join_products(graph)
-    # A step may run on fewer threads than the next: the number must not be compiled in.
-    with config.patch({"cpp.dynamic_threads": True}):
-        compiled: Callable[..., Any] = compile_fx(graph, inputs)  # type: ignore[assignment]
-        return compiled
+    def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        from torch._inductor import config  # heavy, and only wanted here
+        from torch._inductor.compile_fx import compile_fx
+
+        _join_products(graph)
+        with config.patch(_INDUCTOR | {"cpp_wrapper": is_native}):
+            compiled: Callable[..., Any] = compile_fx(graph, inputs)  # type: ignore[assignment]
+            return compiled
+
+    return compile_graph
 
 
 def _join_products(module: fx.GraphModule) -> None:
