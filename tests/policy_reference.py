@@ -171,7 +171,7 @@ def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float, draf
             )  # fmt: skip
             for k, figure in zip(lengths, figures.tolist(), strict=True):
                 if figure[3] >= 0:
-                    found.append(Plan(k, drafted & (k > 0), *figure))
+                    found.append(Plan(k, drafted & (k > 0), int(k.sum()), *figure))
         return found
 
     def best(plans: list[Plan]) -> Plan | None:

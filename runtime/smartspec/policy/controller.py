@@ -5,14 +5,21 @@ from typing import Any
 
 from smartspec.policy import uniform
 from smartspec.policy.acceptance import AcceptanceModel
-from smartspec.policy.batch_arrays import BatchColumns, batch_columns, choices_of, plain_features, problem_of
+from smartspec.policy.batch_arrays import (
+    BatchColumns,
+    Wishes,
+    batch_columns,
+    choices_of,
+    plain_features,
+    problem_of,
+    wishes_of,
+)
 from smartspec.policy.columns import by_letter
 from smartspec.policy.costs import Costs, costs_of
 from smartspec.policy.features import LINE, Regressors
 from smartspec.policy.goodput import Plan, optimise
 from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.probing import Prober
-from smartspec.policy.regression import Ints
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.slo import HEADROOM, TpotGuard
 from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
@@ -72,27 +79,26 @@ class SpeculationPolicy:
         if not self._may_speculate(batch):
             return self._plain(batch)
         columns = batch_columns(batch.candidates, self._acceptance)
-        forced = self._forced[columns.modes]
-        if not forced.any():
+        wishes = wishes_of(columns, self._forced)
+        if not wishes.least and not wishes.most:
             return self._plain(batch)
-        context_tokens = int(columns.context.sum())
         # As many nodes as anybody may ask the price of: all that there may be, and two for each request.
         most_nodes = max(min(num * ceiling, batch.max_nodes), 2 * num)
-        costs = costs_of(batch, self._latency, context_tokens, most_nodes)
+        costs = costs_of(batch, self._latency, wishes.context_tokens, most_nodes)
         weighed = costs
         if self._settings.policy == "batch":
-            weighed = costs_of(batch, self._line, context_tokens, most_nodes)
-        plan, probe = self._plan(batch, columns, context_tokens, forced, weighed)
-        num_nodes, baseline = int(plan.num_tokens.sum()), float(costs.target[0])
+            weighed = costs_of(batch, self._line, wishes.context_tokens, most_nodes)
+        plan, probe = self._plan(batch, columns, wishes, weighed)
+        num_nodes, baseline = plan.num_nodes, float(costs.target[0])
         seconds, tokens = baseline, float(num)
         if num_nodes:
-            drafted = plan.num_tokens * plan.uses_draft
-            seconds = float(costs.target[num_nodes]) + costs.draft_seconds(drafted, columns.lag, columns.context)
+            seconds = float(costs.target[num_nodes])
+            seconds += costs.draft_seconds(plan.num_tokens, plan.uses_draft, columns.lag, columns.context)
             tokens = plan.tokens
         gain = tokens * baseline / max(num * seconds, 1e-12) - 1.0
         if probe:
             reason = f"probe, mean k {num_nodes / num:.1f}"
-        elif forced.min() >= 0:
+        elif wishes.least >= 0:
             reason = f"fixed, mean k {num_nodes / num:.1f}"
         elif not num_nodes:
             reason = "plain decoding is best"
@@ -101,9 +107,7 @@ class SpeculationPolicy:
         choices = choices_of(columns.request_ids, plan)
         return Decision(choices, seconds, tokens, baseline, float(num), probe=probe, reason=reason)
 
-    def _plan(
-        self, batch: BatchState, columns: BatchColumns, context_tokens: int, forced: Ints, costs: Costs
-    ) -> tuple[Plan, bool]:
+    def _plan(self, batch: BatchState, columns: BatchColumns, wishes: Wishes, costs: Costs) -> tuple[Plan, bool]:
         """The plan for a batch in which somebody may speculate, and whether it is a probe."""
         target = self._settings.tpot_target_seconds
         by_paper = self._settings.policy == "batch"
@@ -111,14 +115,14 @@ class SpeculationPolicy:
             columns,
             self._acceptance,
             costs,
-            forced,
+            wishes.forced,
             self._settings.max_speculative_tokens,
             max_nodes=batch.max_nodes,
             tpot_target_seconds=None if target is None else HEADROOM * target,
             by_paper=by_paper,
         )
-        if forced.min() >= 0:
-            return uniform.fixed(problem, costs, forced), False
+        if wishes.least >= 0:
+            return uniform.fixed(problem, costs, wishes.forced), False
         if by_paper:
             plan = uniform.batch(problem, costs)
         else:
@@ -131,7 +135,7 @@ class SpeculationPolicy:
             costs,
             columns,
             self._acceptance,
-            plain_uncertainty=lambda: self._latency.uncertainty(plain_features(batch, context_tokens)),
+            plain_uncertainty=lambda: self._latency.uncertainty(plain_features(batch, wishes.context_tokens)),
         )
         return (plan, False) if probe is None else (probe, True)
 

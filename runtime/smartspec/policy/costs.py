@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smartspec.native import njit
 from smartspec.policy.latency import LatencyModel
@@ -34,15 +35,15 @@ class Costs:
         """Seconds of one draft forward of *rows* (at least 1), context aside."""
         return float(_forward(self.draft, rows))
 
-    def forwards(self, most_rows: int) -> Array:
-        """The same for 0 (no forward: 0 seconds), 1, 2 ... *most_rows* rows."""
-        table: Array = _forwards(self.draft, most_rows)
+    def forwards(self, first_rows: Array) -> Array:
+        """The same for 0 (no forward: 0 seconds), 1, 2 ... rows, to beyond all of `first_rows` [R] and one for each."""
+        table: Array = _forwards(self.draft, first_rows)
         return table
 
-    def draft_seconds(self, lengths: Ints, first_rows: Array, context: Array) -> float:
-        """Seconds of all draft forwards when each request drafts `lengths` [R] tokens (0: none); `first_rows` and
-        `context` as in `Problem`."""
-        return float(_drafts(self.draft, self.draft_context, lengths, first_rows, context))
+    def draft_seconds(self, lengths: Ints, uses_draft: NDArray[np.bool_], first_rows: Array, context: Array) -> float:
+        """Seconds of all draft forwards when each request that `uses_draft` [R] drafts `lengths` [R] tokens;
+        `first_rows` and `context` as in `Problem`."""
+        return float(_drafts(self.draft, self.draft_context, lengths, uses_draft, first_rows, context))
 
 
 def costs_of(batch: BatchState, latency: LatencyModel, context_tokens: int, most_nodes: int) -> Costs:
@@ -125,22 +126,23 @@ def _forward(points: Any, rows: float) -> float:
     return float(y[i] + (rows - x[i]) * (y[i + 1] - y[i]) / (x[i + 1] - x[i]))
 
 
-@njit("float64[::1](float64[:,::1], int64)", cache=True)
-def _forwards(points: Any, most_rows: int) -> Any:
-    """`_forward` for 0 to *most_rows* rows."""
+@njit("float64[::1](float64[:,::1], float64[::1])", cache=True)
+def _forwards(points: Any, first_rows: Any) -> Any:
+    """`_forward` by rows."""
+    most_rows = max(len(first_rows), int(np.ceil(first_rows.sum()))) + 1
     table = np.zeros(most_rows + 1)
     for rows in range(1, most_rows + 1):
         table[rows] = _forward(points, float(rows))
     return table
 
 
-@njit("float64(float64[:,::1], float64, int64[::1], float64[::1], float64[::1])", cache=True)
-def _drafts(points: Any, draft_context: float, lengths: Any, first_rows: Any, context: Any) -> float:
+@njit("float64(float64[:,::1], float64, int64[::1], boolean[::1], float64[::1], float64[::1])", cache=True)
+def _drafts(points: Any, draft_context: float, lengths: Any, uses_draft: Any, first_rows: Any, context: Any) -> float:
     """Sum over depths of a forward of all who draft that deep; the first one has `first_rows` for each."""
     deepest = 0
     rows, attended = 0.0, 0.0
     for r in range(len(lengths)):
-        if lengths[r] > 0:
+        if uses_draft[r] and lengths[r] > 0:
             deepest = max(deepest, lengths[r])
             rows += first_rows[r]
             attended += context[r] * lengths[r]
@@ -150,6 +152,6 @@ def _drafts(points: Any, draft_context: float, lengths: Any, first_rows: Any, co
     for depth in range(1, deepest):
         num = 0
         for r in range(len(lengths)):
-            num += lengths[r] > depth
+            num += uses_draft[r] and lengths[r] > depth
         seconds += _forward(points, float(num))
     return float(seconds)

@@ -46,12 +46,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
-    """`num_tokens` [R] from the draft where `uses_draft` [R], else from lookup; expected `tokens` kept by all requests
-    in `seconds`, what they are `worth`, and that per second as `goodput`; `tpot_seconds` is the predicted time per
-    output token of the request that fares worst, counting the whole step (0 where no target made anyone look)."""
+    """`num_tokens` [R], `num_nodes` in sum, from the draft where `uses_draft` [R], else from lookup; expected `tokens`
+    kept by all requests in `seconds`, what they are `worth`, and that per second as `goodput`; `tpot_seconds` is the
+    predicted time per output token of the request that fares worst, counting the whole step (0 where no target made
+    anyone look)."""
 
     num_tokens: Ints
     uses_draft: NDArray[np.bool_]
+    num_nodes: int
     tokens: float
     worth: float
     seconds: float
@@ -66,11 +68,11 @@ def optimise(problem: Problem, costs: Costs, *, rate: float, margin: float = 0.0
     and refined here. *drafting* says whether the draft was used in the last step, and *margin* by what share the
     other way (with the draft, without it) must be better to be taken instead: 0.02 is 2 %.
     """
-    most_rows = max(len(problem.draft), math.ceil(problem.first_rows.sum())) + 1
     target = math.inf if problem.tpot_target_seconds is None else problem.tpot_target_seconds
-    lengths, drafted, figures = search(
+    forwards = costs.forwards(problem.first_rows)
+    lengths, drafts, num_nodes, figures = search(
         problem.draft, problem.lookup, problem.worth, problem.forced, problem.first_rows, problem.context,
-        costs.target[: problem.most_nodes + 1], costs.forwards(most_rows), costs.draft_context, costs.sunk, target,
+        costs.target[: problem.most_nodes + 1], forwards, costs.draft_context, costs.sunk, target,
         rate, margin, drafting,
     )  # fmt: skip
-    return Plan(lengths, drafted & (lengths > 0), *figures)
+    return Plan(lengths, drafts, num_nodes, *figures)

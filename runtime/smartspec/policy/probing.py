@@ -194,7 +194,8 @@ def _neglected(
 
 def _late_seconds(plan: Plan, problem: Problem, costs: Costs, lag: Array) -> float:
     """What catching up, by `lag` [R] tokens, takes beyond what *plan* counts of it."""
-    lengths = plan.num_tokens * plan.uses_draft
-    return costs.draft_seconds(lengths, lag, problem.context) - costs.draft_seconds(
-        lengths, problem.first_rows, problem.context
+    late, counted = (
+        costs.draft_seconds(plan.num_tokens, plan.uses_draft, rows, problem.context)
+        for rows in (lag, problem.first_rows)
     )
+    return late - counted

@@ -260,8 +260,9 @@ def _assignments(
 
 
 @njit(
-    "Tuple((int64[::1], boolean[::1], UniTuple(float64, 5)))(float64[:,::1], float64[:,::1], float64[::1], int64[::1], "
-    "float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, float64, float64, float64, boolean)",
+    "Tuple((int64[::1], boolean[::1], int64, UniTuple(float64, 5)))(float64[:,::1], float64[:,::1], float64[::1], "
+    "int64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, float64, float64, float64, "
+    "boolean)",
     cache=True,
     error_model="numpy",
     nogil=True,
@@ -274,14 +275,14 @@ def search(
     others again when the guess of the goodput, *rate*, was not good enough to weigh unequal costs by. `target` [B + 1]
     bounds the nodes, `forwards[n]` are seconds of a draft forward of n rows.
 
-    Returns lengths [R], who is assigned to the draft [R], and the plan's figures.
+    Returns lengths [R], who drafts [R], the sum of lengths, and the plan's figures.
     """
     num, depth = draft.shape
     costs_differ = draft_context > 0.0
     for r in range(num):
         costs_differ |= first_rows[r] > 2.0 or lookup[r, 0] > 0.0
     best, reached = np.zeros((2, 5)) - 1.0, -1.0
-    lengths, assigned = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
+    lengths, drafts = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
     for attempt in range(2):
         guess = reached if attempt else rate
         ways = _assignments(draft, lookup, worth, first_rows, context, target, forwards, draft_context, guess)
@@ -303,7 +304,7 @@ def search(
                     for i in range(5):  # by elements throughout: whole rows take numba seconds more to compile
                         best[kind, i] = figures[kind, i]
                     for r in range(num):
-                        lengths[kind, r], assigned[kind, r] = found[kind, r], way[r]
+                        lengths[kind, r], drafts[kind, r] = found[kind, r], way[r] and found[kind, r] > 0
         if not costs_differ or 1.0 / GOOD_GUESS < reached / rate < GOOD_GUESS:
             break
     stay, leave = (DRAFTING, PLAIN) if drafting else (PLAIN, DRAFTING)
@@ -315,6 +316,8 @@ def search(
         goes = _is_better(other, other_tpot, kept, kept_tpot, tpot_target)
     else:
         goes = other > kept * (1.0 + margin)
-    chosen = leave if goes else stay
+    chosen, nodes = leave if goes else stay, 0
+    for r in range(num):
+        nodes += lengths[chosen, r]
     tokens, total, seconds = best[chosen, TOKENS], best[chosen, WORTH], best[chosen, SECONDS]
-    return lengths[chosen], assigned[chosen], (tokens, total, seconds, best[chosen, GOODPUT], best[chosen, TPOT])
+    return lengths[chosen], drafts[chosen], nodes, (tokens, total, seconds, best[chosen, GOODPUT], best[chosen, TPOT])

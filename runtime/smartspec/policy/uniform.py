@@ -16,9 +16,9 @@ def evaluate(problem: Problem, costs: Costs, num_tokens: Ints, uses_draft: NDArr
     drafts = uses_draft & (num_tokens > 0)
     num_nodes, tokens, worth, fewest = _expected(problem.draft, problem.lookup, problem.worth, num_tokens, uses_draft)
     seconds = float(costs.target[num_nodes])
-    seconds += costs.draft_seconds(num_tokens * drafts, problem.first_rows, problem.context)
+    seconds += costs.draft_seconds(num_tokens, drafts, problem.first_rows, problem.context)
     goodput = worth / max(seconds - costs.sunk, 1e-9)
-    return Plan(num_tokens, drafts, tokens, worth, seconds, goodput, seconds / fewest)
+    return Plan(num_tokens, drafts, num_nodes, tokens, worth, seconds, goodput, seconds / fewest)
 
 
 @njit(
