@@ -7,6 +7,7 @@ usual metric, is biased low in this formula). Evidence fades with the tokens gen
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,14 @@ _PROPOSER = by_letter({proposer: index for index, proposer in enumerate(PROPOSER
 def row_of(proposer: Proposer, verifier: Verifier, match_tokens: int = 0) -> int:
     """Index of the table row that holds this pair's evidence: one per pair for drafts, one per class for lookup."""
     return VERIFIER[verifier] if proposer == "draft" else int(lookup_row(VERIFIER[verifier], match_tokens))
+
+
+class Proposed(NamedTuple):
+    """Tokens that one step's requests proposed, by proposer, and those of them that were not kept."""
+
+    draft_tokens: int
+    lookup_tokens: int
+    wasted_tokens: int
 
 
 class AcceptanceModel:
@@ -109,21 +118,22 @@ class AcceptanceModel:
         survival: Array = shares @ np.cumprod(np.clip(rates, 0.0, 1.0), axis=1)
         return survival
 
-    def observe(self, outcomes: Sequence[RequestOutcome], tokens_kept: int) -> None:
+    def observe(self, outcomes: Sequence[RequestOutcome], tokens_kept: int) -> Proposed:
         """Learn from one step's proposals; every token kept lets the evidence fade, proposed or not."""
         self.step += 1
         fade_evidence(self._accepted, self._trials, 0.5 ** (tokens_kept / PAIR_HALF_LIFE))
-        if outcomes:
-            self._learn(outcomes)
+        proposed = self._learn(outcomes) if outcomes else Proposed(0, 0, 0)
         self._estimate()
+        return proposed
 
-    def _learn(self, outcomes: Sequence[RequestOutcome]) -> None:
+    def _learn(self, outcomes: Sequence[RequestOutcome]) -> Proposed:
         _, proposers, verifiers, drafted, accepted, matches = columns_of(outcomes)
         proposers, verifiers = _PROPOSER[proposers], _VERIFIER[verifiers]
         slots = self._own.slots_for([outcome.request_id for outcome in outcomes])
         rows = rows_of(proposers, verifiers, matches)
         self._own.learn(slots, proposers, drafted, accepted, rows, self._rates, self.step)
-        count_outcomes(self._accepted, self._trials, self._tried_in, rows, drafted, accepted, self.step)
+        counted = count_outcomes(self._accepted, self._trials, self._tried_in, rows, drafted, accepted, self.step)
+        return Proposed(*counted)
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request's own evidence, learning from it how much requests differ."""

@@ -123,10 +123,21 @@ def fade_evidence(accepted: Any, trials: Any, fade: float) -> None:
                 trials[row, j] *= keep
 
 
-@njit("(float64[:,::1], float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)", cache=True)
-def count_outcomes(accepted: Any, trials: Any, tried_in: Any, rows: Any, drafted: Any, kept: Any, step: int) -> None:
-    """Add outcomes [N] to their rows of the table: tokens kept, and the first one that was not."""
+@njit(
+    "Tuple((int64, int64, int64))"
+    "(float64[:,::1], float64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64)",
+    cache=True,
+)
+def count_outcomes(accepted: Any, trials: Any, tried_in: Any, rows: Any, drafted: Any, kept: Any, step: int) -> Any:
+    """Add outcomes [N] to their rows of the table: tokens kept, and the first one that was not. Returns the sums of
+    what was drafted, of what was copied, and of what of both was not kept."""
+    by_draft, by_lookup, wasted = 0, 0, 0
     for i in range(len(rows)):
+        if rows[i] < NUM_PAIRS:
+            by_draft += drafted[i]
+        else:
+            by_lookup += drafted[i]
+        wasted += drafted[i] - kept[i]
         last = min(kept[i] + 1, drafted[i], MAX_POSITIONS)
         for j in range(last):
             trials[rows[i], j] += 1.0
@@ -134,6 +145,7 @@ def count_outcomes(accepted: Any, trials: Any, tried_in: Any, rows: Any, drafted
             accepted[rows[i], j] += 1.0
         if last > 0:
             tried_in[rows[i]] = step
+    return by_draft, by_lookup, wasted
 
 
 @njit("(float64[:,::1], float64[:,::1], float64[:,::1])", cache=True, error_model="numpy")

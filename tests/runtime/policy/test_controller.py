@@ -251,6 +251,21 @@ def test_explanation_is_plain_json() -> None:
     assert {"reason", "predicted_seconds", "measured_seconds"} <= shown["steps"][-1].keys()
 
 
+def test_a_steps_tokens_are_explained_by_proposer() -> None:
+    """What was drafted, what was copied, and what of both was in vain; nothing, for a step that proposed nothing."""
+    policy = SpeculationPolicy(PolicySettings(), key="k")
+    outcomes = (
+        RequestOutcome("r0", "draft", "greedy", 5, 2),
+        RequestOutcome("r1", "lookup", "rejection", 3, 3, lookup_match_tokens=4),
+        RequestOutcome("r2", "draft", "coupled", 1, 0),
+    )
+    features, seconds = StepFeatures(12, 600, 3), StepSeconds(0.001, 0.02, 0.001)
+    for step in (outcomes, ()):
+        policy.observe(StepOutcome(Decision(), features, seconds, step, 8))
+    names = ("draft_tokens", "lookup_tokens", "wasted_tokens")
+    assert [[row[name] for name in names] for row in policy.explain()["steps"]] == [[6, 3, 4], [0, 0, 0]]
+
+
 def test_limits_are_free_without_a_target() -> None:
     """No TPOT target, no limits."""
     policy = SpeculationPolicy(PolicySettings(), key="k")
