@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine_run import config_for, prompts, run
 from smartspec.config import RuntimeConfig
-from smartspec.execution.compiled_forward import missing_compiler
+from smartspec.execution.inductor import missing_compiler
 from smartspec.execution.loader import LoadedModel, load
 from smartspec.policy.settings import PolicySettings
 from smartspec.policy.types import Proposer, Verifier

@@ -8,22 +8,17 @@ running. So one compilation serves every size of step, and a row's bits cannot d
 
 import logging
 import os
-import shutil
-import sysconfig
-import tempfile
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
 
 from smartspec.execution.attention import current
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
+from smartspec.execution.inductor import backend, cache_directory, missing_compiler
 from smartspec.execution.native_operators import Table, table_of
 from smartspec.execution.packed_linear import PackedLinear
 from smartspec.execution.paged_model import Forward, PagedModel, eager
@@ -44,19 +39,6 @@ _WORTH = 1.1
 """A compiled forward is left again when it takes longer than this times eager: noise must not decide."""
 _TOLERANCE = 0.05
 """Relative difference of logits between compiled and eager: rounding in 16 bits makes about a hundredth."""
-
-_INDUCTOR: dict[str, Any] = {
-    # A step may run on fewer threads than the next: the number must not be compiled in.
-    "cpp.dynamic_threads": True,
-    # What several operations read is computed once, not by each of them anew: else every layer has its own cosines.
-    "realize_reads_threshold": 1,
-    # Halves of rotated queries and keys are joined as they are read, not in a copy.
-    "force_pointwise_cat": True,
-    # What operators return need not be looked at in every step: the logits of trials have been.
-    "size_asserts": False,
-    "alignment_asserts": False,
-}
-"""Options of inductor."""
 
 _library: Any = torch.library.Library("smartspec", "DEF")  # type: ignore[no-untyped-call]
 _library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
@@ -157,7 +139,7 @@ def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None)
     _hand_out(paged, table)
     run_eager = eager(paged.model)
     compiled_eager: Forward = torch.compile(
-        run_eager, backend=_backend(is_native=table is not None), dynamic=True, fullgraph=True
+        run_eager, backend=backend(is_native=table is not None), dynamic=True, fullgraph=True
     )
     run_compiled = compiled_eager if table is None else _begun(compiled_eager, table)
     trials = [_trial(paged, rows) for rows in TRIAL_ROWS]
@@ -184,17 +166,6 @@ def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None)
         error = CompileError if table is None else NativeError
         raise error(f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}") from problem
     return compiled
-
-
-def missing_compiler() -> str | None:
-    """What is missing on this machine for compiling, if anything is."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        return f"there is no C++ compiler: {compiler} is not on the PATH"
-    header = Path(sysconfig.get_paths()["include"], "Python.h")
-    if not header.exists():
-        return f"Python's headers are not installed: there is no {header}"
-    return None
 
 
 def _hand_out(paged: PagedModel, table: Table | None) -> None:
@@ -225,7 +196,7 @@ def _require(paged: PagedModel) -> CompiledAttention:
         raise CompileError("a module attends more than once in a forward")
     if (problem := missing_compiler()) is not None:
         raise CompileError(problem)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_directory()))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory()))
     return paged.attention
 
 
@@ -273,56 +244,3 @@ def _compare(
         if compiled.is_worth_it:
             break
     return compiled
-
-
-def _cache_directory() -> Path:
-    """A directory that can be written to: the user's cache, else a temporary one of this process alone. What lies in it
-    is loaded as code, so its name must not be one that somebody else can guess and fill."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smartspec" / "compiled"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            return home
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="smartspec-compiled-"))
-
-
-def _backend(*, is_native: bool) -> Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]:
-    """Inductor, after products of one input have been joined; where operators are native, without Python between them
-    either, and with the interpreter left to other threads for the whole forward."""
-
-    def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        from torch._inductor import config  # heavy, and only wanted here
-        from torch._inductor.compile_fx import compile_fx
-
-        _join_products(graph)
-        with config.patch(_INDUCTOR | {"cpp_wrapper": is_native}):
-            compiled: Callable[..., Any] = compile_fx(graph, inputs)  # type: ignore[assignment]
-            return compiled
-
-    return compile_graph
-
-
-def _join_products(module: fx.GraphModule) -> None:
-    """Make one call of the calls that ask for parts of the same product of the same rows."""
-    calls: dict[tuple[Any, Any], list[fx.Node]] = defaultdict(list)
-    for node in module.graph.nodes:
-        for operator in (torch.ops.smartspec.linear, torch.ops.smartspec.native_linear):
-            if node.op == "call_function" and node.target in (operator, operator.default):
-                calls[operator.default, node.args[:-2]].append(node)
-    for (operator, what), parts in calls.items():
-        if len(parts) < 2:
-            continue
-        total = max(int(str(part.args[-1])) for part in parts)
-        with module.graph.inserting_before(parts[0]):
-            whole = module.graph.call_function(operator, (*what, 0, total))
-            whole.meta = dict(parts[0].meta)
-        for part in parts:
-            with module.graph.inserting_before(part):
-                columns = module.graph.call_function(
-                    torch.ops.aten.slice.Tensor, (whole, -1, part.args[-2], part.args[-1])
-                )
-                columns.meta = dict(part.meta)
-            part.replace_all_uses_with(columns)
-            module.graph.erase_node(part)
-    module.recompile()

@@ -223,13 +223,11 @@ def _assignments(
     draft: Any, lookup: Any, worth: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
     draft_context: float, rate: float,
 ) -> Any:  # fmt: skip
-    """Ways to give each request one proposer [W, R], True for the draft. *rate* is a guess
-    of the goodput."""
+    """Ways to give each request one proposer [W, R], True for the draft. *rate* is a guess of the goodput."""
     num, depth = draft.shape
-    can_draft, can_copy = np.empty(num, dtype=np.bool_), np.empty(num, dtype=np.bool_)
+    can_draft, can_copy = draft[:, 0] > 0.0, lookup[:, 0] > 0.0
     torn, num_torn = np.empty(num, dtype=np.int64), 0
     for r in range(num):
-        can_draft[r], can_copy[r] = draft[r, 0] > 0.0, lookup[r, 0] > 0.0
         if can_draft[r] and can_copy[r]:
             torn[num_torn] = r
             num_torn += 1
@@ -316,8 +314,7 @@ def search(
         goes = _is_better(other, other_tpot, kept, kept_tpot, tpot_target)
     else:
         goes = other > kept * (1.0 + margin)
-    chosen, nodes = leave if goes else stay, 0
-    for r in range(num):
-        nodes += lengths[chosen, r]
+    chosen = leave if goes else stay
+    nodes = lengths[chosen].sum()
     tokens, total, seconds = best[chosen, TOKENS], best[chosen, WORTH], best[chosen, SECONDS]
     return lengths[chosen], drafts[chosen], nodes, (tokens, total, seconds, best[chosen, GOODPUT], best[chosen, TPOT])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from smartspec.execution import compiled_forward, self_check
 from smartspec.execution.attention import use_paged_attention
 from smartspec.execution.batch import Segment
-from smartspec.execution.compiled_forward import CompileError, compile_forward, missing_compiler
+from smartspec.execution.compiled_forward import CompileError, compile_forward
+from smartspec.execution.inductor import missing_compiler
 from smartspec.execution.packed_linear import pack_linears
 from smartspec.execution.paged_model import PagedModel
 
@@ -64,19 +64,6 @@ def test_rows_are_bit_equal_however_they_are_computed(compiled: PagedModel) -> N
     assert self_check.is_invariant(compiled)
 
 
-def test_siblings_become_one_call() -> None:
-    """Parts of the same product of the same rows are one product, cut; others stay as they are."""
-    graph = fx.Graph()
-    rows, others = graph.placeholder("rows"), graph.placeholder("others")
-    linear = torch.ops.smartspec.linear
-    calls = [(rows, 0, 0, 8), (rows, 0, 8, 12), (rows, 1, 0, 8), (others, 0, 0, 8)]
-    graph.output(tuple(graph.call_function(linear, call) for call in calls))
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    compiled_forward._join_products(module)
-    left = [n.args for n in module.graph.nodes if str(n.target).startswith("smartspec.linear")]
-    assert left == [(rows, 0, 0, 12), (rows, 1, 0, 8), (others, 0, 0, 8)]
-
-
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the model runs on as it was."""
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -90,7 +77,7 @@ def test_a_slower_forward_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are made up: each reading of the clock is twice as far from the last."""
     model = paged_llama()
     before = model._forward
-    monkeypatch.setattr(compiled_forward, "_backend", lambda *, is_native: lambda graph, inputs: graph.forward)
+    monkeypatch.setattr(compiled_forward, "backend", lambda *, is_native: lambda graph, inputs: graph.forward)
     with pytest.raises(CompileError, match="take longer"):
         compile_forward(model, (2.0**n for n in itertools.count()).__next__)
     assert model.forward([Segment(ids(3), 0, [0], 3)]).shape == (3, 128)
@@ -110,7 +97,7 @@ def test_where_native_operators_fail_pythons_are_compiled(monkeypatch: pytest.Mo
     """The forward computes the same, by the operators that are left."""
     if (problem := missing_compiler()) is not None:
         pytest.skip(problem)
-    model, build = paged_llama(), compiled_forward._backend
+    model, build = paged_llama(), compiled_forward.backend
     if compiled_forward.table_of(model.products, compiled_forward._require(model)) is None:
         pytest.skip("native operators are for processors with products of bfloat16")
 
@@ -121,7 +108,7 @@ def test_where_native_operators_fail_pythons_are_compiled(monkeypatch: pytest.Mo
         return fail if is_native and complaint != "they cannot read it" else build(is_native=is_native)
 
     monkeypatch.setattr(compiled_forward.Table, "is_misused", complaint == "they cannot read it")
-    monkeypatch.setattr(compiled_forward, "_backend", backend)
+    monkeypatch.setattr(compiled_forward, "backend", backend)
     compile_forward(model, itertools.count().__next__)
     assert model.model.model.layers[0].mlp.down_proj.smartspec_table is None
     segment = [Segment(ids(30), 0, range(9), 30)]
