@@ -204,8 +204,8 @@ class SpeculationPolicy:
 
 
 def _step_row(outcome: StepOutcome, proposed: Proposed) -> dict[str, Any]:
-    """One step as `explain` shows it: chosen, predicted, measured. Figures alone: outcomes of hundreds of requests would
-    be let go of many steps later, when no cache holds them any more, in the time of the step that follows."""
+    """One step as `explain` shows it: chosen, predicted, measured. Figures alone: letting go of hundreds of requests'
+    outcomes many steps later, when no cache holds them any more, would delay the step that follows."""
     decision = outcome.decision
     return {
         "reason": decision.reason,
