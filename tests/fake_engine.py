@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import structs
 
 from smartspec.async_engine.delta_stream import DeltaStream
 from smartspec.policy.load import LoadReport
@@ -290,7 +292,8 @@ def _scored(token_ids: Iterable[int], num_top: int | None) -> tuple[ScoredToken,
     if num_top is None:
         return ()
     return tuple(
-        replace(_score(token, 0), top=tuple(_score(token + i, i) for i in range(num_top))) for token in token_ids
+        structs.replace(_score(token, 0), top=tuple(_score(token + i, i) for i in range(num_top)))
+        for token in token_ids
     )
 
 

@@ -5,8 +5,9 @@ tokens is decoded again, so that the cost per token does not grow with the text.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from smartspec.scheduling.client import Tokenizer
 from smartspec.scheduling.request import FinishReason
@@ -20,8 +21,7 @@ NUM_CONTEXT_TOKENS = 5
 """Prompt tokens the text is decoded after: some tokenizers drop a space at the beginning of a text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True, gc=False):
     """What new tokens added: *text*, how many of them belong to the output, and the stop string that ended it."""
 
     text: str

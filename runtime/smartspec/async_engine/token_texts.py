@@ -18,6 +18,8 @@ class TokenTexts:
 
     def name(self, logprobs: Sequence[TokenLogprob]) -> tuple[ScoredToken, ...]:
         """*logprobs* with texts."""
+        if not logprobs:  # of most requests, at every step
+            return ()
         return tuple(
             ScoredToken(
                 scored.token_id,

@@ -1,11 +1,11 @@
 """What one ragged forward computes: rows of many requests packed into one line, over a paged KV cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True, gc=False):
     """Consecutive rows of one request: `token_ids` at absolute positions `start`, `start + 1`, ...
 
     Their keys and values are written to the slots of those positions in `block_table`; row i attends to positions

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from smartspec.execution.logit_rules import LogitRules, Span
@@ -25,8 +26,7 @@ from smartspec.scheduling.output import Proposal, SampledTokens
 from smartspec.scheduling.request import RuledText, SamplingParams, TokenLogprob
 
 
-@dataclass(frozen=True, slots=True)
-class VerificationRow:
+class VerificationRow(Struct, frozen=True, gc=False):
     """One request that samples: what it proposed, and all that its randomness and processing depend on.
 
     `position` is the absolute position of the first token to choose: the committed length. `draft_probs` is float

@@ -1,11 +1,14 @@
 """The seam between the server and the engine behind it: what the server may ask, and what it gets.
 
 `smartspec.async_engine.client.AsyncEngine` is the real one; tests of the server alone stand a fake beside it.
+What there is one of for each sequence and step is a msgspec Struct, as in `output.py`.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from smartspec.policy.load import LoadReport
 from smartspec.policy.settings import PolicySettings
@@ -64,8 +67,7 @@ class GenerationRequest:
     step would take cores from the engine, for nobody."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepExplanation:
+class StepExplanation(Struct, frozen=True, gc=False):
     """Where one step's tokens came from: of `num_drafted` proposed by `proposer` the first `num_accepted` tokens were
     kept, the others are the target's own. `pieces` has one text for each token; joined they are the delta's text. A
     token that ends inside a character, or may begin a stop string, has none: the text comes with a later token.
@@ -77,8 +79,7 @@ class StepExplanation:
     pieces: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
+class ScoredToken(Struct, frozen=True, gc=False):
     """A token with what the model itself says of it: log probability, rank (1: most probable), and the most probable
     tokens at its place, as many as were asked for. `octets` is its bytes; None where they are not known."""
 
@@ -90,8 +91,7 @@ class ScoredToken:
     top: tuple["ScoredToken", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationDelta:
+class GenerationDelta(Struct, frozen=True, gc=False):
     """What one step added to a sequence. `text` never ends inside a character or a possible stop string; after the
     last delta (`finish_reason` set) all deltas' texts joined are the whole text, cut before a stop string.
 

@@ -31,6 +31,15 @@ def test_special_tokens_are_skipped_unless_wanted(tokenizer: HuggingFaceTokenize
     assert tokenizer.decode([257], skip_special_tokens=False) == "<|end|>"
 
 
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
+    """Only what transformers would decode with the compiled tokenizer, and nothing else, is decoded by it alone."""
+    tokenizer = byte_tokenizer(300)
+    tea = tokenizer.encode("tea")
+    assert HuggingFaceTokenizer(tokenizer).decode(tea) == "tea"
+    tokenizer.__class__ = type("Own", (PreTrainedTokenizerFast,), {"_decode": lambda *_, **options: "its own"})
+    assert HuggingFaceTokenizer(tokenizer).decode(tea) == "its own"
+
+
 def test_a_chat_becomes_a_prompt_that_waits_for_an_answer(tokenizer: HuggingFaceTokenizer) -> None:
     """By the model's own template."""
     messages = [{"role": "user", "content": "hi"}]

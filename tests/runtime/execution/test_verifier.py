@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from torch import Tensor
 
 from markov import MarkovModel, ToyRequest, generate
@@ -63,7 +64,7 @@ def test_nothing_to_verify_is_no_error() -> None:
 
 def test_a_tree_is_refused_by_name() -> None:
     """Until trees are verified, they are not silently taken for chains."""
-    tree = replace(row((1, 2)), proposal=Proposal((1, 2), (-1, -1)))
+    tree = structs.replace(row((1, 2)), proposal=Proposal((1, 2), (-1, -1)))
     with pytest.raises(ValueError, match="proposal must be a chain"):
         verify(peaks(1, 2, 3), [tree])
 
@@ -212,7 +213,7 @@ def test_results_do_not_depend_on_the_batch() -> None:
         proposal = torch.randint(VOCAB, (length,), generator=generator).tolist()
         probs = torch.rand(length, VOCAB, generator=generator).log_softmax(1).exp() if i % 2 and length else None
         rows.append(
-            replace(
+            structs.replace(
                 row(tuple(proposal), sampling=sampling, verifier=verifier, draft_probs=probs, output=(7,) * (i % 3)),
                 noise_seed=i,
             )

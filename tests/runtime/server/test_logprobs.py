@@ -1,10 +1,10 @@
 """Log probabilities, echo and best_of as the endpoints write them, whole and streamed."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fake_engine import FakeEngine
 from serving import serving
