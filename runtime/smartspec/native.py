@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 
@@ -108,8 +109,13 @@ P = ParamSpec("P")
 
 def njit(signature: Any = None, **options: Any) -> Callable[[F], F]:
     """`numba.njit`, with a type that says what it leaves: a function that is called as before."""
-    decorated: Callable[[F], F] = numba.njit(signature, **options)
-    return decorated
+    compiler: Any = numba.njit
+
+    def decorated(function: F) -> F:
+        compiled: F = _cached(lambda **cache: compiler(signature, **options | cache)(function))
+        return compiled
+
+    return decorated if options.get("cache") else compiler(signature, **options)
 
 
 def intrinsic(function: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
@@ -136,11 +142,19 @@ def address_of_operator(function: Callable[[Any, Any, Any], None]) -> int:
 
 def _address_of(function: Callable[..., None], signature: Any) -> int:
     compiler: Any = cfunc
+    return int(_cached(lambda **cache: compiler(signature, **cache)(function)).address)
+
+
+def _cached(compiled: Callable[..., Any]) -> Any:
+    """What *compiled* makes with numba's cache, or without where there is no place for one. Raises RuntimeError for a
+    cache that cannot be read."""
     try:
-        compiled = compiler(signature, cache=True)(function)
-    except RuntimeError:  # no writable place for the cache: neither beside this file nor under the home directory
-        compiled = compiler(signature)(function)
-    return int(compiled.address)
+        return compiled(cache=True)
+    except RuntimeError:  # no writable place: neither beside the source nor under the home directory
+        return compiled(cache=False)
+    except (EOFError, UnpicklingError) as error:
+        where = os.environ.get("NUMBA_CACHE_DIR") or "the folders __pycache__ beside the source"
+        raise RuntimeError(f"what numba keeps compiled is damaged ({error}): delete {where} and start again") from error
 
 
 def external(name: str, signature: Any) -> Any:

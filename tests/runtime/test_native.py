@@ -1,10 +1,13 @@
 """Compiled code is made for processors at large, and taken from where somebody else has made it."""
 
+import runpy
 from pathlib import Path
+from typing import Any
 
+import numba
 import pytest
 
-from smartspec.native import BFLOAT16, FEATURES, KERNELS, LEVELS, PROCESSOR, Level, level_of, settle, unpack
+from smartspec.native import BFLOAT16, FEATURES, KERNELS, LEVELS, PROCESSOR, Level, level_of, njit, settle, unpack
 
 _, AVX512, AVX2 = LEVELS
 
@@ -53,3 +56,25 @@ def test_kernels_that_cannot_be_had_are_done_without(tmp_path: Path) -> None:
     """numba then compiles for itself: a start takes longer, and nothing fails."""
     unpack(tmp_path / "none", tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_place_to_keep_it_code_is_compiled_all_the_same() -> None:
+    """For this process alone: what comes from no file has no folder beside it."""
+    made: dict[str, Any] = {}
+    exec("def double(x): return 2 * x", made)
+    assert njit("int64(int64)", cache=True)(made["double"])(21) == 42
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that a full disk cut short stops the start with what to do about it."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    module = tmp_path / "doubling.py"
+    module.write_text(
+        "from smartspec.native import njit\n@njit('int64(int64)', cache=True)\ndef double(x): return 2 * x\n"
+    )
+    assert runpy.run_path(str(module))["double"](21) == 42
+    (index,) = tmp_path.rglob("*.nbi")
+    index.write_bytes(index.read_bytes()[:10])
+    with pytest.raises(RuntimeError, match=r"damaged .* delete the folders __pycache__ beside the source"):
+        runpy.run_path(str(module))

@@ -7,10 +7,11 @@ running. So one compilation serves every size of step, and a row's bits cannot d
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import truediv
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from smartspec.execution.attention import current
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
-from smartspec.execution.inductor import backend, cache_directory, missing_compiler
+from smartspec.execution.inductor import backend, missing_compiler
 from smartspec.execution.native_operators import Table, table_of
 from smartspec.execution.packed_linear import PackedLinear
 from smartspec.execution.paged_model import Forward, PagedModel, eager
@@ -104,8 +105,9 @@ class Compiled:
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether steps are faster than before, or as good as."""
-        return sum(self.compiled_seconds) <= _WORTH * sum(self.eager_seconds)
+        """Whether steps are faster than before, or as good as, of each size in its own measure: a burst of somebody
+        else's work during the longest ones says nothing of the others."""
+        return fmean(map(truediv, self.compiled_seconds, self.eager_seconds)) <= _WORTH
 
     def __str__(self) -> str:
         times = " against ".join(
@@ -114,20 +116,20 @@ class Compiled:
         return f"{times} ms eager for {'/'.join(map(str, TRIAL_ROWS))} rows"
 
 
-def compile_forward(paged: PagedModel, clock: Callable[[], float]) -> Compiled:
-    """Put *paged* on a compiled forward, if that computes the same, faster; otherwise it is left as it was.
+def compile_forward(paged: PagedModel, clock: Callable[[], float], *, must_be_faster: bool = True) -> Compiled:
+    """Put *paged* on a compiled forward, if that computes the same, and faster unless that is not asked for; otherwise
+    it is left as it was.
 
-    What was compiled is kept in a cache directory (`TORCHINDUCTOR_CACHE_DIR`, by default below `XDG_CACHE_HOME`), so
-    that the next start takes a fraction of the time. Writes to the blocks of the cache, so call it before there are
-    requests. Raises CompileError.
+    What was compiled is kept (see `compile_cache`), so that the next start takes a fraction of the time. Writes to the
+    blocks of the cache, so call it before there are requests. Raises CompileError.
     """
     table = table_of(paged.products, _require(paged))
     if table is not None:
         try:
-            return _compile(paged, clock, table)
+            return _compile(paged, clock, table, must_be_faster=must_be_faster)
         except NativeError as problem:
-            log.info("event=compiled_with_python_operators reason=%r", str(problem))
-    return _compile(paged, clock, None)
+            log.warning("event=compiled_with_python_operators reason=%r", str(problem))
+    return _compile(paged, clock, None, must_be_faster=must_be_faster)
 
 
 class NativeError(CompileError):
@@ -135,7 +137,7 @@ class NativeError(CompileError):
     read it, or the C++ that calls them is not to be had. With Python's it may be."""
 
 
-def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None) -> Compiled:
+def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None, *, must_be_faster: bool) -> Compiled:
     _hand_out(paged, table)
     run_eager = eager(paged.model)
     compiled_eager: Forward = torch.compile(
@@ -157,7 +159,7 @@ def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None)
             if not difference <= _TOLERANCE:
                 raise CompileError(f"compiled logits differ by {difference:.2g}")
         compiled = _compare(paged, trials, clock, run_eager, _unguarded(run_compiled), seconds=clock() - began)
-        if not compiled.is_worth_it:
+        if must_be_faster and not compiled.is_worth_it:
             raise CompileError(f"compiled steps take longer: {compiled}")
     except Exception as problem:  # what dynamo and inductor raise has no base class that is public
         paged.run_by(run_eager)
@@ -196,7 +198,6 @@ def _require(paged: PagedModel) -> CompiledAttention:
         raise CompileError("a module attends more than once in a forward")
     if (problem := missing_compiler()) is not None:
         raise CompileError(problem)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory()))
     return paged.attention
 
 

@@ -1,9 +1,8 @@
-"""torch's inductor as we use it: with which options, what it must find on the machine, and where it keeps its code."""
+"""torch's inductor as we use it: with which options, and what it must find on the machine."""
 
 import os
 import shutil
 import sysconfig
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,18 +33,6 @@ def missing_compiler() -> str | None:
     if not header.exists():
         return f"Python's headers are not installed: there is no {header}"
     return None
-
-
-def cache_directory() -> Path:
-    """A directory that can be written to: the user's cache, else a temporary one of this process alone. What lies in it
-    is loaded as code, so its name must not be one that somebody else can guess and fill."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smartspec" / "compiled"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            return home
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="smartspec-compiled-"))
 
 
 def backend(*, is_native: bool) -> Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from smartspec.execution import compiled_forward, self_check
 from smartspec.execution.attention import use_paged_attention
 from smartspec.execution.batch import Segment
-from smartspec.execution.compiled_forward import CompileError, compile_forward
+from smartspec.execution.compiled_forward import Compiled, CompileError, compile_forward
 from smartspec.execution.inductor import missing_compiler
 from smartspec.execution.packed_linear import pack_linears
 from smartspec.execution.paged_model import PagedModel
@@ -82,6 +82,15 @@ def test_a_slower_forward_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_forward(model, (2.0**n for n in itertools.count()).__next__)
     assert model.forward([Segment(ids(3), 0, [0], 3)]).shape == (3, 128)
     assert model._forward.__code__ is before.__code__
+    # Unless somebody insists.
+    assert not compile_forward(model, (2.0**n for n in itertools.count()).__next__, must_be_faster=False).is_worth_it
+    assert model._forward.__code__ is not before.__code__
+
+
+def test_each_size_of_step_weighs_alike() -> None:
+    """What a burst of other work did to the longest steps does not outweigh what the others gained."""
+    assert Compiled(1.0, eager_seconds=(2.0, 2.5, 10.0), compiled_seconds=(1.0, 1.2, 15.0)).is_worth_it
+    assert not Compiled(1.0, eager_seconds=(1.0, 1.0, 10.0), compiled_seconds=(1.2, 1.2, 10.0)).is_worth_it
 
 
 def test_a_module_that_attends_twice_is_refused() -> None:

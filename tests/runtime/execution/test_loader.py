@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig, ReformerConfig
 
 from smartspec.config import ConfigError, ModelConfig, RuntimeConfig, SchedulerConfig, SpeculationConfig
+from smartspec.execution import checkpoint
 from smartspec.execution.batch import Segment
 from smartspec.execution.loader import load
 from tiny import TinyPair, byte_tokenizer, write_pair
@@ -108,6 +109,16 @@ def test_a_setting_out_of_bounds_is_named(pair: TinyPair, change: dict[str, obje
     """The message says which and what would be accepted."""
     with pytest.raises(ConfigError, match=message):
         load(config(pair, **change))
+
+
+def test_who_insists_on_a_compiler_hears_at_once_that_there_is_none(
+    pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before models are read."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(checkpoint, "read_model", lambda *_, **__: pytest.fail("a model was read"))
+    with pytest.raises(ConfigError, match=r"compile is on, .* no-such-compiler is not on the PATH"):
+        load(config(pair, compile="on"))
 
 
 def test_a_hub_id_that_cannot_be_had_is_said_to_be_no_folder(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
