@@ -50,14 +50,18 @@ def level_of(features: frozenset[str]) -> Level | None:
 
 
 @cache
-def machine_features() -> frozenset[str]:
-    """What this machine's processors can do, as Linux says; nothing where it is not Linux or not x86-64."""
+def processor() -> Mapping[str, str]:
+    """This machine's first processor as Linux describes it, by its names; nothing where it is not Linux."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.machine() == "x86_64" else []
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
-    return frozenset(next(flags, ()))
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def machine_features() -> frozenset[str]:
+    """What this machine's processors can do, as Linux says; nothing where it is not Linux or not x86-64."""
+    return frozenset(processor().get("flags", "").split()) if platform.machine() == "x86_64" else frozenset()
 
 
 def settle(environment: MutableMapping[str, str], features: frozenset[str]) -> None:
@@ -105,17 +109,21 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def njit(signature: Any = None, **options: Any) -> Callable[[F], F]:
+def njit(signature: Any = None, *, cache: bool = False, **options: Any) -> Callable[[F], F]:
     """`numba.njit`, with a type that says what it leaves: a function that is called as before."""
     compiler: Any = numba.njit
 
     def decorated(function: F) -> F:
-        compiled: F = _cached(lambda **cache: compiler(signature, **options | cache)(function))
-        return compiled
+        def compiled(*, cache: bool) -> F:
+            made: F = compiler(signature, cache=cache, **options)(function)
+            return made
 
-    return decorated if options.get("cache") else compiler(signature, **options)
+        return _cached(compiled) if cache else compiled(cache=False)
+
+    return decorated
 
 
 def intrinsic(function: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
@@ -142,10 +150,10 @@ def address_of_operator(function: Callable[[Any, Any, Any], None]) -> int:
 
 def _address_of(function: Callable[..., None], signature: Any) -> int:
     compiler: Any = cfunc
-    return int(_cached(lambda **cache: compiler(signature, **cache)(function)).address)
+    return int(_cached(lambda *, cache: compiler(signature, cache=cache)(function)).address)
 
 
-def _cached(compiled: Callable[..., Any]) -> Any:
+def _cached(compiled: Callable[..., T]) -> T:
     """What *compiled* makes with numba's cache, or without where there is no place for one. Raises RuntimeError for a
     cache that cannot be read."""
     try:

@@ -12,8 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from smartspec.config import ConfigError
+from smartspec.native import processor
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_TELLING = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
+"""What tells processors apart, by Linux's names: on x86-64, then on ARM."""
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
@@ -41,9 +44,9 @@ def settle(environment: MutableMapping[str, str]) -> None:
 def kind_of_machine() -> str:
     """A name that machines share if one can run what the other has compiled: inductor asks the compiler for everything
     that the processor at hand can do, and tells its own files apart by much, but not by that."""
-    python = sys.implementation.cache_tag
-    torch = version("torch")
-    kind = "\n".join((python, torch, platform.machine(), *_processor()))
+    python, torch = sys.implementation.cache_tag, version("torch")
+    told = (processor().get(name, "") for name in _TELLING)
+    kind = "\n".join((python, torch, platform.machine(), platform.processor(), *told))
     return f"{python}-torch-{torch}-{sha256(kind.encode()).hexdigest()[:12]}"
 
 
@@ -54,17 +57,6 @@ def _users_cache(environment: Mapping[str, str]) -> Path | None:
         return Path.home() / ".cache"
     except RuntimeError:  # the environment names no home, and the system knows none of this user
         return None
-
-
-def _processor() -> tuple[str, ...]:
-    """What tells processors apart: as Linux describes the first one, or its name elsewhere."""
-    try:
-        first, *_ = Path("/proc/cpuinfo").read_text().split("\n\n")
-    except OSError:
-        return (platform.processor(),)
-    told = dict(line.replace("\t", "").split(":", 1) for line in first.splitlines() if ":" in line)
-    names = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
-    return tuple(told.get(name, "") for name in names)
 
 
 def _problem(folder: Path) -> str | None:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from smartspec.execution.paged_model import PagedModel, eager
 from smartspec.execution.recomputed_model import RecomputedModel
 from smartspec.execution.row_invariance import row_multiple
 from smartspec.execution.self_check import Attention
+from smartspec.native import processor
 from smartspec.policy.types import Proposer
 from smartspec.scheduling.client import Tokenizer
 from smartspec.scheduling.grammar import Grammar, GrammarSpec
@@ -215,7 +215,8 @@ def _key(
     compiled: bool,
 ) -> str:
     """What measured times and acceptance belong to: see `Priors.key`."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} x{num_threads}"
+    name = processor().get("model name", "cpu")
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{name} x{num_threads}"
     parts = (
         f"device={hardware}",
         f"dtype={str(dtype).removeprefix('torch.')}",
@@ -226,11 +227,3 @@ def _key(
         "tp=1",
     )
     return ";".join(parts)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "cpu"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")

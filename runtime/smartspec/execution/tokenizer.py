@@ -36,11 +36,13 @@ class HuggingFaceTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of *token_ids*, as it is: nothing is tidied up."""
+        text: str
         if self._backend is not None:
-            return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+            text = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        else:
+            text = self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
         return text
 
     def token_bytes(self, token_id: int) -> bytes | None:

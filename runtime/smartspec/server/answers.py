@@ -169,10 +169,8 @@ async def _without_output(generation: Generation) -> Deltas:
     """The same deltas as of a request that generates nothing."""
     async for index, delta in generation:
         reason = "length" if delta.finish_reason == "stop" else delta.finish_reason
-        nothing = msgspec.structs.replace(
-            delta, text="", token_ids=(), logprobs=(), num_generation_tokens=0, explanation=None
-        )
-        yield index, msgspec.structs.replace(nothing, finish_reason=reason, stop_reason=None)
+        nothing = {"text": "", "token_ids": (), "logprobs": (), "num_generation_tokens": 0, "explanation": None}
+        yield index, msgspec.structs.replace(delta, finish_reason=reason, stop_reason=None, **nothing)
 
 
 def _best(choices: list[Choice], per_prompt: int, n: int) -> list[Choice]:

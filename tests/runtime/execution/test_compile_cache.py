@@ -23,7 +23,7 @@ def test_transformers_finds_the_folder_settled(tmp_path: Path) -> None:
 def test_another_kind_of_machine_has_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the processor as of torch: what one compiled, the other might not be able to run, or compute wrongly."""
     kinds = {kind_of_machine()}
-    monkeypatch.setattr(compile_cache, "_processor", lambda: ("a processor", "without vectors"))
+    monkeypatch.setattr(compile_cache, "processor", lambda: {"model name": "a processor", "flags": "sse2"})
     kinds.add(kind_of_machine())
     monkeypatch.setattr(compile_cache, "version", lambda _: "2.99")
     kinds.add(kind_of_machine())
