@@ -51,14 +51,16 @@ def load(
     *,
     tokens_per_second: float = 0.0,
     requests_per_second: float | None = None,
+    recent_requests_per_second: float | None = None,
     mean_output: float = 100.0,
     state: str = "ready",
     **more: Any,
 ) -> LoadReport:
-    """A report; arrivals follow from the tokens unless they are given."""
+    """A report; arrivals follow from the tokens unless they are given, and were lately as they were before."""
     arrivals = tokens_per_second / mean_output if requests_per_second is None else requests_per_second
     shape = RequestShape(
         requests_per_second=arrivals,
+        recent_requests_per_second=arrivals if recent_requests_per_second is None else recent_requests_per_second,
         generation_tokens_per_second=tokens_per_second,
         mean_prompt_tokens=50.0 if arrivals else 0.0,
         mean_generation_tokens=mean_output if arrivals else 0.0,

@@ -32,6 +32,7 @@ class Fleet:
 
     size: int
     requests_per_second: float
+    recent_requests_per_second: float
     tokens_per_second: float
     lengths: RequestLengths
     running: int
@@ -62,6 +63,7 @@ def together(loads: Sequence[LoadReport]) -> Fleet:
     return Fleet(
         size=len(loads),
         requests_per_second=sum(arrivals),
+        recent_requests_per_second=sum(load.shape.recent_requests_per_second for load in loads),
         tokens_per_second=sum(tokens),
         lengths=RequestLengths(
             prompt_tokens=_mean([load.shape.mean_prompt_tokens for load in loads], arrivals),

@@ -122,7 +122,7 @@ def _advice(
         )
     fleet = together(seen.loads)
     supply = _supply(owner, policy, fleet)
-    demand = fleet.demand_tokens_per_second + fleet.waiting * fleet.lengths.output_tokens / BACKLOG_SECONDS
+    demand = _demand(fleet)
     more = max(_answers_up(seen, policy, fleet, current, demand, supply, len(hopeless)), key=lambda a: a.replicas)
     if more.replicas > current:
         if _gave_up_lately(history, now, timing):
@@ -194,6 +194,17 @@ def _answer_down(
     if fewer == current:
         return Advice(current, "Steady", "demand and replicas agree", demand, supply)
     return Advice(fewer, "Spare", f"{demand:.0f} tokens/s pass on {fewer}", demand, supply)
+
+
+def _demand(fleet: Fleet) -> float:
+    """Tokens per second that are asked for, with those that serve what waits now.
+
+    The window is half a minute old before it shows all of a step. What came in its last seconds shows it at once, and
+    much that is chance besides; but chance alone does not keep all replicas busy, so it counts while they are.
+    """
+    output = fleet.lengths.output_tokens
+    recent = fleet.recent_requests_per_second * output if is_saturated(fleet) else 0.0
+    return max(fleet.demand_tokens_per_second, recent) + fleet.waiting * output / BACKLOG_SECONDS
 
 
 def _supply(owner: SmartSpec, policy: PolicyDecision, fleet: Fleet) -> Capacity | None:

@@ -90,6 +90,14 @@ def test_requests_that_wait_for_the_next_step_are_no_queue() -> None:
     assert decide(fleet(1, 50.0, **slow, longest_wait_seconds=2.0), long_at(1)).desired == 2
 
 
+def test_a_step_of_load_is_seen_before_the_window_is_full_of_it() -> None:
+    """What came in the last seconds counts while requests wait for others, whose number need not exceed theirs."""
+    step = {"requests_per_second": 4.0, "recent_requests_per_second": 9.0, "num_requests_running": 12}
+    answers = [decide(fleet(1, 400.0, **step, num_requests_waiting=waiting), long_at(1)) for waiting in (1, 8)]
+    assert [(answer.desired, answer.reason) for answer in answers] == [(1, "Steady"), (2, "Demand")]
+    assert answers[1].history[-1].demand_tokens_per_second == pytest.approx(900 + 800 / 30, rel=0.01)
+
+
 def test_missed_objectives_add_only_when_the_policy_has_nothing_left() -> None:
     """Stage one goes first: a missed objective alone adds nobody."""
     world = fleet(1, 300.0, tpot=load().tpot)

@@ -10,6 +10,7 @@ from smartspec.policy.load import RequestShape, SpeculationReport
 from smartspec.scheduling.output import StepStats
 
 WINDOW_SECONDS = 30.0
+RECENT_SECONDS = 8.0
 SLOT_SECONDS = 1.0
 
 
@@ -134,14 +135,17 @@ class LoadMeter:
     def recent(self) -> RecentLoad:
         """The window that ends now. Rates are demand for requests and prompts (refused ones included), and delivery
         for generated tokens."""
-        now, total = self._clock(), _Slot()
+        now, total, recent = self._clock(), _Slot(), _Slot()
         self._forget(now)
         for slot in self._slots:
             total.add(slot)
+            if now - slot.begins < RECENT_SECONDS:
+                recent.add(slot)
         covered = max(SLOT_SECONDS, min(WINDOW_SECONDS, now - self._since))
         return RecentLoad(
             shape=RequestShape(
                 requests_per_second=(total.arrivals + total.turned_away) / covered,
+                recent_requests_per_second=(recent.arrivals + recent.turned_away) / min(covered, RECENT_SECONDS),
                 prompt_tokens_per_second=(
                     total.prompt_tokens * (1 + _ratio(total.turned_away, total.arrivals)) / covered
                 ),

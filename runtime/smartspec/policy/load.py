@@ -15,6 +15,8 @@ class RequestShape(Struct, frozen=True):
     """What requests looked like over the window: means in tokens, rates per second."""
 
     requests_per_second: float = 0.0
+    recent_requests_per_second: float = 0.0
+    """Over the last seconds of the window alone: a step of load is seen here long before the window is full of it."""
     prompt_tokens_per_second: float = 0.0
     generation_tokens_per_second: float = 0.0
     mean_prompt_tokens: float = 0.0

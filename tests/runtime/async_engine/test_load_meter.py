@@ -45,6 +45,21 @@ def test_rates_are_over_the_time_covered() -> None:
     assert (shape.generation_tokens_per_second, shape.mean_requested_tokens) == (3.0, 7.0)
 
 
+def test_a_step_of_load_shows_in_what_came_lately() -> None:
+    """Eight seconds after arrivals have risen, refused ones included, their recent rate is the new one."""
+    clock = Clock()
+    meter = LoadMeter(clock)
+    for second in range(30):
+        clock.now = float(second)
+        for _ in range(1 if second < 22 else 4):
+            meter.arrived(num_prompt_tokens=20, max_tokens=7)
+        if second >= 22:
+            meter.turned_away()
+    shape = meter.recent().shape
+    assert shape.recent_requests_per_second == 5.0
+    assert shape.requests_per_second == pytest.approx(62 / 29)
+
+
 def test_what_is_older_than_the_window_is_forgotten() -> None:
     """Half a minute later nothing is left, whether new things happened meanwhile or not."""
     clock = Clock()
