@@ -229,6 +229,6 @@ class Kernels:
 def kernels(element_bits: int) -> Kernels:
     """Compiled for float32 (32) or bfloat16 (16): some seconds the first time, then from numba's cache on disk."""
     element = ELEMENTS[element_bits]
-    version = sources_of(__file__, "vector_tiles", "vector_softmax", "vector_lines", "machine")
+    version = sources_of(__file__, "vector_tiles", "vector_softmax", "vector_lanes", "vector_lines", "machine")
     write, attend = (address_of(entry(element, version)) for entry in (_write_entry, _attend_entry))
     return Kernels(write, attend)

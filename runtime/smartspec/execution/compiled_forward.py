@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import truediv
 from statistics import fmean
-from typing import Any
 
 import torch
 
-from smartspec.execution.attention import current
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
 from smartspec.execution.inductor import backend, missing_compiler
@@ -40,55 +38,6 @@ _WORTH = 1.1
 """A compiled forward is left again when it takes longer than this times eager: noise must not decide."""
 _TOLERANCE = 0.05
 """Relative difference of logits between compiled and eager: rounding in 16 bits makes about a hundredth."""
-
-_library: Any = torch.library.Library("smartspec", "DEF")  # type: ignore[no-untyped-call]
-_library.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
-_library.define("linear(Tensor rows, int place, int begin, int end) -> Tensor")
-_library.define("native_attend(Tensor query, Tensor key, Tensor value, Tensor table, int layer) -> Tensor")
-_library.define("native_linear(Tensor rows, Tensor table, int place, int begin, int end) -> Tensor")
-
-
-def _running() -> PagedModel:
-    model = current()
-    assert isinstance(model, PagedModel), "only a paged model runs a compiled forward"
-    return model
-
-
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> torch.Tensor:
-    return _running().attention.attend(layer, query, key, value)
-
-
-def _linear(rows: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
-    product = _running().products[place]
-    columns = product.weight.multiply(rows)
-    # Contiguous, as the compiler was told.
-    return columns if end - begin == product.out_features else columns[..., begin:end].contiguous()
-
-
-def _attend_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> torch.Tensor:
-    return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
-
-
-def _linear_shape(rows: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
-    return rows.new_empty((*rows.shape[:-1], end - begin))
-
-
-def _native_attend_shape(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor, layer: int
-) -> torch.Tensor:
-    return _attend_shape(query, key, value, layer)
-
-
-def _native_linear_shape(rows: torch.Tensor, table: torch.Tensor, place: int, begin: int, end: int) -> torch.Tensor:
-    return _linear_shape(rows, place, begin, end)
-
-
-_library.impl("attend", _attend, "CPU")
-_library.impl("linear", _linear, "CPU")
-torch.library.register_fake("smartspec::attend", _attend_shape, lib=_library)
-torch.library.register_fake("smartspec::linear", _linear_shape, lib=_library)
-torch.library.register_fake("smartspec::native_attend", _native_attend_shape, lib=_library)
-torch.library.register_fake("smartspec::native_linear", _native_linear_shape, lib=_library)
 
 
 class CompileError(Exception):
@@ -140,9 +89,7 @@ class NativeError(CompileError):
 def _compile(paged: PagedModel, clock: Callable[[], float], table: Table | None, *, must_be_faster: bool) -> Compiled:
     _hand_out(paged, table)
     run_eager = eager(paged.model)
-    compiled_eager: Forward = torch.compile(
-        run_eager, backend=backend(is_native=table is not None), dynamic=True, fullgraph=True
-    )
+    compiled_eager: Forward = torch.compile(run_eager, backend=backend(table), dynamic=True, fullgraph=True)
     run_compiled = compiled_eager if table is None else _begun(compiled_eager, table)
     trials = [_trial(paged, rows) for rows in TRIAL_ROWS]
     began = clock()

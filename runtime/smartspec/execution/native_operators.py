@@ -98,6 +98,49 @@ def _dtype(handle: int, found: Any) -> int:
     return int(found[0])
 
 
+@njit()
+def _product(rows: int, table: Any, place: int, gate: int, sizes: Any, found: Any) -> int:
+    """The handle of the product *place* of *rows*, gated where there is a kind of *gate*; puts its sizes in place."""
+    strides = np.empty(_MOST_DIMENSIONS, np.int64)
+    p = carray(pointer(table[PRODUCTS + place]), product_kernel.NUM_FIELDS, np.int64)
+    dimensions, dtype = _shape(rows, sizes, strides, found), _dtype(rows, found)
+    width = 2 * p[product_kernel.PAIRS]
+    is_read = dtype == _BFLOAT16 and sizes[dimensions - 1] == width and (gate == 0 or p[product_kernel.HALF] > 0)
+    along = 1
+    for i in range(dimensions - 1, -1, -1):
+        is_read &= sizes[i] < 2 or strides[i] == along
+        along *= sizes[i]
+    sizes[dimensions - 1] = p[product_kernel.HALF] if gate else p[product_kernel.COLUMNS_OF_W]
+    out = _new(dtype, sizes, dimensions, found)
+    p[product_kernel.NEXT_ITEM], p[product_kernel.GATE] = 0, gate
+    p[product_kernel.ROWS] = along // width
+    p[product_kernel.X] = _data(rows, found)
+    p[product_kernel.OUT] = _data(out, found)
+    if is_read:
+        _parallel(table[MULTIPLY], table[PRODUCTS + place], np.uint32(table[THREADS]), np.uint32(0))
+    else:
+        table[MISUSED] = 1
+    return int(out)
+
+
+@njit()
+def _columns(handle: int, begin: int, end: int, sizes: Any, found: Any) -> int:
+    """The handle of columns [begin, end) of the bfloat16 tensor *handle* of *sizes*, which is given back."""
+    dimensions = _shape(handle, sizes, np.empty(_MOST_DIMENSIONS, np.int64), found)
+    columns, count = sizes[dimensions - 1], 1
+    for i in range(dimensions - 1):
+        count *= sizes[i]
+    sizes[dimensions - 1] = end - begin
+    part = _new(_BFLOAT16, sizes, dimensions, found)
+    source = carray(pointer(_data(handle, found)), _HUGE, np.uint16)
+    target = carray(pointer(_data(part, found)), _HUGE, np.uint16)
+    for row in range(count):
+        for column in range(end - begin):
+            target[row * (end - begin) + column] = source[row * columns + begin + column]
+    _delete(handle)
+    return int(part)
+
+
 def _linear_entry(version: str) -> Any:
     """`native_linear(Tensor rows, Tensor table, int place, int begin, int end)`: arguments come on the stack, with the
     ownership of tensors' handles, and the result is left there."""
@@ -106,46 +149,35 @@ def _linear_entry(version: str) -> Any:
         _ = version  # what a closure holds is part of numba's cache key, what it calls is not
         given = carray(stack, 5, np.int64)
         rows, table_handle, place, begin, end = given[0], given[1], given[2], given[3], given[4]
-        found, sizes, strides = (
-            np.zeros(1, np.int64),
-            np.empty(_MOST_DIMENSIONS, np.int64),
-            np.empty(_MOST_DIMENSIONS, np.int64),
-        )
+        found, sizes = np.zeros(1, np.int64), np.empty(_MOST_DIMENSIONS, np.int64)
         table = carray(pointer(_data(table_handle, found)), _HUGE, np.int64)
         p = carray(pointer(table[PRODUCTS + place]), product_kernel.NUM_FIELDS, np.int64)
-        dimensions, dtype = _shape(rows, sizes, strides, found), _dtype(rows, found)
-        width = 2 * p[product_kernel.PAIRS]
-        is_read = dtype == _BFLOAT16 and sizes[dimensions - 1] == width
-        along = 1
-        for i in range(dimensions - 1, -1, -1):
-            is_read &= sizes[i] < 2 or strides[i] == along
-            along *= sizes[i]
-        count, columns = along // width, p[product_kernel.OUT_COLUMNS]
-        sizes[dimensions - 1] = columns
-        out = _new(dtype, sizes, dimensions, found)
-        p[product_kernel.NEXT_ITEM] = 0
-        p[product_kernel.ROWS] = count
-        p[product_kernel.X] = _data(rows, found)
-        p[product_kernel.OUT] = _data(out, found)
-        if is_read:
-            _parallel(table[MULTIPLY], table[PRODUCTS + place], np.uint32(table[THREADS]), np.uint32(0))
-        else:
-            table[MISUSED] = 1
-        if end - begin != columns:
-            sizes[dimensions - 1] = end - begin
-            part = _new(dtype, sizes, dimensions, found)
-            source = carray(pointer(_data(out, found)), _HUGE, np.uint16)
-            target = carray(pointer(_data(part, found)), _HUGE, np.uint16)
-            for row in range(count):
-                for column in range(end - begin):
-                    target[row * (end - begin) + column] = source[row * columns + begin + column]
-            _delete(out)
-            out = part
+        out = _product(rows, table, place, 0, sizes, found)
+        if end - begin != p[product_kernel.COLUMNS_OF_W]:
+            out = _columns(out, begin, end, sizes, found)
         _delete(rows)
         _delete(table_handle)
         given[0] = out
 
     return linear
+
+
+def _gated_entry(version: str) -> Any:
+    """`native_gated(Tensor rows, Tensor table, int place, int gate, int columns)`, as above: a product of two halves of
+    so many columns, the first of which gates the second."""
+
+    def gated(stack: Any, num_arguments: Any, num_outputs: Any) -> None:
+        _ = version
+        given = carray(stack, 5, np.int64)
+        rows, table_handle = given[0], given[1]
+        found, sizes = np.zeros(1, np.int64), np.empty(_MOST_DIMENSIONS, np.int64)
+        table = carray(pointer(_data(table_handle, found)), _HUGE, np.int64)
+        out = _product(rows, table, given[2], given[3], sizes, found)
+        _delete(rows)
+        _delete(table_handle)
+        given[0] = out
+
+    return gated
 
 
 def _attend_entry(version: str) -> Any:
@@ -198,6 +230,8 @@ class Table:
 
     def __init__(self, weights: Sequence[PaneledWeight], attention: CompiledAttention) -> None:
         blocks = attention.parameter_blocks
+        self.halved = frozenset(place for place, weight in enumerate(weights) if weight.halves)
+        """Places of products whose first half can gate the second."""
         self.tensor = torch.zeros(PRODUCTS + len(weights) + len(blocks), dtype=torch.int64)
         self._fields = self.tensor.numpy()
         self._fields[MULTIPLY] = weights[0].kernel if weights else 0
@@ -249,6 +283,7 @@ def operators() -> dict[str, int]:
     version = sources_of(__file__, "machine", "product_kernel", "attention_kernel")  # theirs are the fields
     return {
         "native_linear": address_of_operator(_linear_entry(version)),
+        "native_gated": address_of_operator(_gated_entry(version)),
         "native_attend": address_of_operator(_attend_entry(version)),
     }
 

@@ -43,12 +43,17 @@ class PaneledWeight:
 
     least_rows = 1
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._panels = product_kernel.paneled(weight)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, halves: bool = False) -> None:
+        self.halves = halves and len(weight) % (2 * product_kernel.COLUMNS) == 0
+        """Whether the first half of the columns can gate the second."""
+        self._panels = product_kernel.paneled(weight, halves=self.halves)
         self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
+        if self.halves:
+            self._bias = product_kernel.in_turns(self._bias)
         self._parameters = np.zeros(product_kernel.NUM_FIELDS, np.int64)
         self._parameters[product_kernel.PAIRS] = weight.shape[1] // 2
-        self._parameters[product_kernel.OUT_COLUMNS] = len(weight)
+        self._parameters[product_kernel.COLUMNS_OF_W] = len(weight)
+        self._parameters[product_kernel.HALF] = len(weight) // 2 if self.halves else 0
         self._parameters[product_kernel.W] = self._panels.data_ptr()
         self._parameters[product_kernel.BIAS] = self._bias.data_ptr()
         self.address = self._parameters.ctypes.data  # asked for once, not at every step
@@ -59,12 +64,12 @@ class PaneledWeight:
         """Whether the kernel can, and should."""
         return has_own_kernel() and len(weight) % product_kernel.COLUMNS == 0 and weight.shape[1] % 2 == 0
 
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """[..., in] to [..., out]."""
+    def multiply(self, rows: torch.Tensor, gate: int = 0) -> torch.Tensor:
+        """[..., in] to [..., out]; with a kind of *gate*, of halves, to [..., out / 2]."""
         rows = rows.contiguous()
-        out = rows.new_empty((*rows.shape[:-1], len(self._bias)))
+        out = rows.new_empty((*rows.shape[:-1], len(self._bias) // (2 if gate else 1)))
         parameters = self._parameters
-        parameters[product_kernel.NEXT_ITEM] = 0
+        parameters[product_kernel.NEXT_ITEM], parameters[product_kernel.GATE] = 0, gate
         parameters[product_kernel.ROWS] = rows.numel() // rows.shape[-1]
         parameters[product_kernel.X], parameters[product_kernel.OUT] = rows.data_ptr(), out.data_ptr()
         openmp.run(self.kernel, self.address, torch.get_num_threads())
@@ -72,7 +77,7 @@ class PaneledWeight:
 
     def dense(self) -> torch.Tensor:
         """The weight as `nn.Linear` has it, a copy."""
-        return product_kernel.flat(self._panels)
+        return product_kernel.flat(self._panels, halves=self.halves)
 
 
 class BlockedWeight:
@@ -109,8 +114,12 @@ class Product:
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
         self.bias = torch.cat(biases) if biases else None
-        kind = PaneledWeight if PaneledWeight.suits(weight) else BlockedWeight
-        self.weight: Weight = kind(weight, self.bias)
+        halves = len(layers) == 2 and layers[0].out_features == layers[1].out_features
+        self.weight: Weight = (
+            PaneledWeight(weight, self.bias, halves=halves)
+            if PaneledWeight.suits(weight)
+            else BlockedWeight(weight, self.bias)
+        )
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
 

@@ -6,6 +6,9 @@ a panel the pairs of inputs one after the other, of a pair its 32 columns (`pane
 held in registers together, and read a panel once from memory; more tiles come to it again while it is in the second
 cache. Memory is read all the while that is computed: each tile asks for its share of the panel that comes next.
 
+Where one half of the columns gates the other, the panels of the two halves take turns, and the thread that has made a
+gate makes what it gates next: what is between them, four times the result, never leaves the first cache.
+
 Every element of the result is one chain of additions in float32 over its pairs in ascending order, whatever the number
 of rows and threads: a row's bits do not depend on the others.
 """
@@ -18,6 +21,7 @@ import torch
 from llvmlite import ir
 
 from smartspec.execution.machine import fetch_add, pointer, prefetch_lines
+from smartspec.execution.vector_gate import gate_tile
 from smartspec.native import address_of, carray, cgutils, intrinsic, njit, sources_of, types
 
 COLUMNS = 32
@@ -26,14 +30,16 @@ MOST_ROWS = 8
 """Sixteen sums keep the multipliers busy. Registers would hold twelve rows, but rows of 2,048 inputs lie such that all
 of them fall into one set of the first cache, of eight places: a quarter of the speed was lost."""
 PANELS_PER_ITEM = 2
+"""Of two halves that take turns, one of each."""
 AHEAD = 64
 """Pairs of a panel that a tile without company asks for in advance: 8 KiB, two pages."""
 ASKING_ROWS = 8
 """Fewer compute so little that they wait for memory in any case, and asking costs them a little."""
 
-NUM_FIELDS = 8
-NEXT_ITEM, ROWS, PAIRS, OUT_COLUMNS, X, W, BIAS, OUT = range(NUM_FIELDS)
-"""Fields of the int64 parameter block."""
+NUM_FIELDS = 10
+NEXT_ITEM, ROWS, PAIRS, COLUMNS_OF_W, X, W, BIAS, OUT, HALF, GATE = range(NUM_FIELDS)
+"""Fields of the int64 parameter block. `HALF` is how many columns a half has where panels of halves take turns, else 0;
+`GATE` the kind of act (see `vector_gate`) where the first half gates the second and the result has as many columns."""
 _HUGE = 1 << 40
 
 _LANES = 16
@@ -58,15 +64,24 @@ _PAIRS_OF_16, _ROUNDED = ir.VectorType(_BFloat(), 2 * _LANES), ir.VectorType(_BF
 _HALVES = ir.VectorType(ir.IntType(16), _LANES)
 
 
-def paneled(weight: torch.Tensor) -> torch.Tensor:
-    """The bfloat16 *weight* [out, in] as the kernel reads it: int32 [out / COLUMNS, in / 2, COLUMNS]."""
-    pairs = weight.contiguous().view(torch.int32)
+def paneled(weight: torch.Tensor, *, halves: bool = False) -> torch.Tensor:
+    """The bfloat16 *weight* [out, in] as the kernel reads it: int32 [out / COLUMNS, in / 2, COLUMNS]; the panels of its
+    two *halves* in turns, if they shall be."""
+    pairs = in_turns(weight.contiguous().view(torch.int32)) if halves else weight.contiguous().view(torch.int32)
     return pairs.reshape(-1, COLUMNS, pairs.shape[1]).transpose(1, 2).contiguous()
 
 
-def flat(panels: torch.Tensor) -> torch.Tensor:
+def in_turns(columns: torch.Tensor) -> torch.Tensor:
+    """*columns* [out, ...] with COLUMNS of the first half and COLUMNS of the second in turns."""
+    return columns.reshape(2, -1, COLUMNS, *columns.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+
+def flat(panels: torch.Tensor, *, halves: bool = False) -> torch.Tensor:
     """The weight of which *panels* were made."""
-    return panels.transpose(1, 2).flatten(0, 1).contiguous().view(torch.bfloat16)
+    pairs = panels.transpose(1, 2)
+    if halves:
+        pairs = pairs.reshape(-1, 2, *pairs.shape[1:]).transpose(0, 1).flatten(0, 1)
+    return pairs.flatten(0, 1).contiguous().view(torch.bfloat16)
 
 
 def _emit(
@@ -139,7 +154,9 @@ def _multiply_rows(
 
 @njit(error_model="numpy", nogil=True)
 def _multiply(p: Any, x: Any, w: Any, bias: Any, out: Any) -> None:
-    rows, pairs, columns = p[ROWS], p[PAIRS], p[OUT_COLUMNS]
+    rows, pairs, columns, half, gate = p[ROWS], p[PAIRS], p[COLUMNS_OF_W], p[HALF], p[GATE]
+    out_row = half if gate else columns
+    gated = np.empty(MOST_ROWS * COLUMNS, np.uint16)
     tiles, width = (rows + MOST_ROWS - 1) // MOST_ROWS, PANELS_PER_ITEM * COLUMNS
     stride = (COLUMNS + tiles - 1) // tiles if rows >= ASKING_ROWS else 0
     begin = fetch_add(p, 1) * width
@@ -153,13 +170,20 @@ def _multiply(p: Any, x: Any, w: Any, bias: Any, out: Any) -> None:
                 ahead = column * pairs + AHEAD * COLUMNS
             else:
                 ahead = (next_column if next_column < columns else column) * pairs
+            panel, to = column // COLUMNS, column
+            if half:
+                to = panel // 2 * COLUMNS + (0 if gate else panel % 2 * half)
             for tile in range(tiles):  # of equal size, nearly: one row alone costs as much as several
                 m = rows * tile // tiles
-                count = rows * (tile + 1) // tiles - m
+                count, at = rows * (tile + 1) // tiles - m, m * out_row + to
+                is_gated = gate and panel % 2
+                target, begin_at, row = (gated, 0, COLUMNS) if is_gated else (out, at, out_row)
                 _multiply_rows(
                     count, x, m * pairs, w, column * pairs, ahead + tile * pairs * stride, stride, pairs,
-                    bias, column, out, m * columns + column, columns,
+                    bias, column, target, begin_at, row,
                 )  # fmt: skip
+                if is_gated:
+                    gate_tile(out, at, out_row, gated, count, COLUMNS, gate)
             column += COLUMNS
 
 
@@ -182,4 +206,4 @@ def _entry(version: str) -> Any:
 def kernel() -> int:
     """The address of a C function `void f(int64_t *parameters)`, which any number of threads may run together;
     `parameters[next_item]` must be 0 before. Only where what is compiled for is `native.BFLOAT16`."""
-    return address_of(_entry(sources_of(__file__, "machine")))
+    return address_of(_entry(sources_of(__file__, "machine", "vector_gate", "vector_lanes")))

@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from smartspec.execution import compiled_forward, self_check
+from smartspec.execution import compiled_forward, product_kernel, self_check, vector_gate
 from smartspec.execution.attention import use_paged_attention
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_forward import Compiled, CompileError, compile_forward
 from smartspec.execution.inductor import missing_compiler
-from smartspec.execution.packed_linear import pack_linears
+from smartspec.execution.native_operators import Table
+from smartspec.execution.packed_linear import PaneledWeight, pack_linears
 from smartspec.execution.paged_model import PagedModel
 
 
@@ -59,6 +61,17 @@ def test_compiled_logits_are_those_of_the_model(compiled: PagedModel, rows: int)
     assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
+def test_what_only_logits_need_is_computed_for_their_rows(compiled: PagedModel) -> None:
+    """Behind the last attention; and there a gate is part of the product that makes it."""
+    compiled.forward([Segment(ids(30), 0, range(2), 3)])
+    weights = [product.weight for product in compiled.products]
+    if not all(isinstance(weight, PaneledWeight) for weight in weights):
+        pytest.skip("products are oneDNN's on this machine")
+    parameters = np.array([weight._parameters for weight in weights if isinstance(weight, PaneledWeight)])
+    assert parameters[:, product_kernel.ROWS].tolist() == [32, 4, 4, 4, 4]  # multiples of four
+    assert parameters[:, product_kernel.GATE].tolist() == [0, 0, vector_gate.SILU, 0, 0]
+
+
 def test_rows_are_bit_equal_however_they_are_computed(compiled: PagedModel) -> None:
     """What is promised of the model is kept by what the compiler made of it."""
     assert self_check.is_invariant(compiled)
@@ -77,7 +90,7 @@ def test_a_slower_forward_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are made up: each reading of the clock is twice as far from the last."""
     model = paged_llama()
     before = model._forward
-    monkeypatch.setattr(compiled_forward, "backend", lambda *, is_native: lambda graph, inputs: graph.forward)
+    monkeypatch.setattr(compiled_forward, "backend", lambda table: lambda graph, inputs: graph.forward)
     with pytest.raises(CompileError, match="take longer"):
         compile_forward(model, (2.0**n for n in itertools.count()).__next__)
     assert model.forward([Segment(ids(3), 0, [0], 3)]).shape == (3, 128)
@@ -113,8 +126,8 @@ def test_where_native_operators_fail_pythons_are_compiled(monkeypatch: pytest.Mo
     def fail(*_: Any) -> Any:
         raise RuntimeError(complaint)
 
-    def backend(*, is_native: bool) -> Callable[..., Any]:
-        return fail if is_native and complaint != "they cannot read it" else build(is_native=is_native)
+    def backend(table: Table | None) -> Callable[..., Any]:
+        return fail if table is not None and complaint != "they cannot read it" else build(table)
 
     monkeypatch.setattr(compiled_forward.Table, "is_misused", complaint == "they cannot read it")
     monkeypatch.setattr(compiled_forward, "backend", backend)

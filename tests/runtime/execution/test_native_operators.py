@@ -4,14 +4,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from smartspec.execution import compiled_forward  # noqa: F401 - names the operators
+from smartspec.execution import operators
 from smartspec.execution.attention import use_paged_attention
 from smartspec.execution.batch import Segment
 from smartspec.execution.compiled_attention import CompiledAttention
 from smartspec.execution.native_operators import Table, table_of
-from smartspec.execution.packed_linear import pack_linears
+from smartspec.execution.packed_linear import PaneledWeight, pack_linears
 from smartspec.execution.paged_model import PagedModel
 from smartspec.execution.ragged import pack
+from smartspec.execution.vector_gate import SILU
 
 HEADS, KV_HEADS, WIDTH, VALUES = 4, 2, 64, 16
 
@@ -40,10 +41,23 @@ def test_products_are_those_of_the_weight(rows: int) -> None:
     table.begin()
     weight, many = paged.products[0].weight, torch.randn(1, rows, WIDTH).bfloat16()
     whole = weight.multiply(many)
-    multiply = torch.ops.smartspec.native_linear
+    multiply = operators.native_linear
     assert torch.equal(multiply(many, table.tensor, 0, 0, whole.shape[2]), whole)
     assert torch.equal(multiply(many[0], table.tensor, 0, 64, 96), whole[0, :, 64:96])
     assert not table.is_misused
+
+
+def test_gates_are_those_of_the_weight() -> None:
+    """Of a product of two halves; of another one it is misuse."""
+    paged, _, table = model_and_table(torch.bfloat16)
+    table.begin()
+    (place,) = table.halved
+    weight, rows = paged.products[place].weight, torch.randn(1, 5, WIDTH).bfloat16()
+    assert isinstance(weight, PaneledWeight)
+    assert torch.equal(operators.native_gated(rows, table.tensor, place, SILU, 96), weight.multiply(rows, SILU))
+    assert not table.is_misused
+    operators.native_gated(rows, table.tensor, 0, SILU, 64)
+    assert table.is_misused
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

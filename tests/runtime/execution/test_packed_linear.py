@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from smartspec.execution.attention import use_paged_attention
 from smartspec.execution.packed_linear import BlockedWeight, PackedLinear, PaneledWeight, Product, pack_linears
 from smartspec.execution.row_invariance import row_multiple
+from smartspec.execution.vector_gate import GELU_TANH, SILU
 from smartspec.native import BFLOAT16, chosen
 
 HAS_KERNEL = pytest.mark.skipif(chosen() is not BFLOAT16, reason="this processor has no AVX-512 products of bfloat16")
@@ -118,6 +120,27 @@ def test_the_kernel_multiplies(width: int, columns: int, threads: None) -> None:
         torch.set_num_threads(1 + count % 3)
         assert torch.equal(paneled.multiply(rows[:, 64 - count :]), whole[:, 64 - count :])
     assert torch.equal(paneled.dense(), weight)
+
+
+@HAS_KERNEL
+@pytest.mark.parametrize("kind", [SILU, GELU_TANH])
+@torch.inference_mode()
+def test_one_half_gates_the_other(kind: int, threads: None) -> None:
+    """act(gate) * up of the halves as they are without it, rounded once; without it they are in their old order."""
+    torch.manual_seed(kind)
+    weight, bias = torch.randn((192, 64)).bfloat16(), torch.randn(192).bfloat16()
+    paneled, rows = PaneledWeight(weight, bias, halves=True), 3 * torch.randn((1, 64, 64)).bfloat16()
+    assert torch.equal(paneled.dense(), weight)
+    plain = paneled.multiply(rows)
+    assert torch.equal(plain, PaneledWeight(weight, bias).multiply(rows))
+    gate, up = plain.double().chunk(2, dim=-1)
+    exact = up * (functional.silu(gate) if kind == SILU else functional.gelu(gate, approximate="tanh"))
+    whole = paneled.multiply(rows, kind)
+    assert ((whole.double() - exact).abs() <= exact.abs() / 256 + 1e-6).all()
+    for count in (*range(1, 20), 63):
+        torch.set_num_threads(1 + count % 3)
+        assert torch.equal(paneled.multiply(rows[:, 64 - count :], kind), whole[:, 64 - count :])
+    assert torch.equal(paneled.multiply(rows), plain)
 
 
 @HAS_KERNEL
