@@ -85,7 +85,8 @@ def _gate_products(module: fx.GraphModule, halved: Collection[int]) -> None:
             if kind is None or halves[0] is None or halves[1] is None or halves[0][:-2] != halves[1][:-2]:
                 continue
             (*_, begin, middle), (*product, then, end) = halves
-            if (begin, middle, end) == (0, then, 2 * then) and product[-1] in halved:
+            is_alone = all(len(part.users) == 1 for part in (active, gate, up))
+            if is_alone and (begin, middle, end) == (0, then, 2 * then) and product[-1] in halved:
                 with module.graph.inserting_before(node):
                     gated = module.graph.call_function(operators.native_gated, (*product, kind, then))
                     gated.meta = dict(node.meta)

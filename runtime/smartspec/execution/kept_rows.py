@@ -17,6 +17,7 @@ from torch.utils import _pytree
 _aten = torch.ops.aten
 _LAST = (-1, 2)
 """The dimension of channels in [1, rows, channels]."""
+_SPLITS = (_aten.split.Tensor, _aten.split_with_sizes.default)
 
 
 def choose_early(graph: fx.Graph, products: Sequence[Any]) -> None:
@@ -31,16 +32,24 @@ def choose_early(graph: fx.Graph, products: Sequence[Any]) -> None:
 def _only_read_by(choice: fx.Node, products: Sequence[Any]) -> list[fx.Node]:
     """The nodes, in order, that go row by row and whose values end in *choice* alone; none where it is no choice of
     rows, or rows are not of a size that changes."""
-    source, indices = choice.args[0], choice.args[1]
-    rows = _rows(source)
-    is_of_rows = isinstance(indices, list | tuple) and len(indices) == 2 and indices[0] is None
-    if not is_of_rows or not isinstance(rows, torch.SymInt):
+    rows = _rows(choice.args[0])
+    if not _is_of_rows(choice.args[1]) or not isinstance(rows, torch.SymInt):
         return []
     found = {choice}
     for node in reversed(choice.graph.nodes):
         if node.users and found.issuperset(node.users) and _goes_by_row(node, rows, products):
             found.add(node)
+    # One of several values is no tensor to choose from before it was taken out.
+    found -= {node for node in found if node.target is operator.getitem and node.args[0] not in found}
     return [node for node in choice.graph.nodes if node in found and node is not choice]
+
+
+def _is_of_rows(indices: Any) -> bool:
+    """Whether they name rows of [1, rows, channels], one after the other."""
+    if not isinstance(indices, list | tuple) or len(indices) != 2 or indices[0] is not None:
+        return False
+    names = _value(indices[1])
+    return isinstance(names, torch.Tensor) and names.ndim == 1 and names.dtype in (torch.int32, torch.int64)
 
 
 def _goes_by_row(node: fx.Node, rows: torch.SymInt, products: Sequence[Any]) -> bool:
@@ -54,7 +63,9 @@ def _goes_by_row(node: fx.Node, rows: torch.SymInt, products: Sequence[Any]) -> 
         return all(_is_same(_rows(read), rows) or _is_for_all(read) for read in node.all_input_nodes)
     if torch.Tag.reduction in tags:
         return node.args[1] in ([-1], [2])
-    return node.target is _aten.slice.Tensor and node.args[1] in _LAST
+    if node.target is _aten.slice.Tensor:
+        return node.args[1] in _LAST
+    return node.target in _SPLITS and node.args[2:] in ((-1,), (2,))
 
 
 def _rows(node: Any) -> Any:

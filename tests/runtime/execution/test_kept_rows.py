@@ -36,6 +36,12 @@ def layer(x: torch.Tensor, weight: torch.Tensor, normed: Callable[[torch.Tensor]
     return x + torch.nn.functional.silu(both[..., :WIDTH]) * both[..., WIDTH:]
 
 
+def split_layer(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same, its product cut in two by one operator."""
+    gate, up = product(norm(x), weight).chunk(2, -1)
+    return x + torch.nn.functional.silu(gate) * up
+
+
 def chosen(forward: Callable[..., Any]) -> tuple[list[tuple[int, ...]], Any, Any]:
     """Of *forward* of (rows [1, T, WIDTH], weight, kept rows): the sizes of what the products read after the choice was
     moved, and what it computes before and after."""
@@ -64,6 +70,16 @@ def test_a_layer_before_the_choice_is_computed_for_chosen_rows_alone(normed: Cal
     """Two of them, and the norm behind; the values are what they were."""
     sizes, expected, found = chosen(lambda x, w, kept: normed(layer(layer(x, w, normed), w, normed))[:, kept])
     assert sizes == [(1, 3, WIDTH)] * 2
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_product_that_is_cut_goes_by_row_too() -> None:
+    """By the channels; values cut otherwise are taken whole."""
+    sizes, expected, found = chosen(lambda x, w, kept: split_layer(x, w)[:, kept])
+    assert sizes == [(1, 3, WIDTH)]
+    torch.testing.assert_close(found, expected)
+    sizes, expected, found = chosen(lambda x, w, kept: split_layer(x.topk(WIDTH, dim=-1)[0], w)[:, kept])
+    assert sizes == [(1, 3, WIDTH)]
     torch.testing.assert_close(found, expected)
 
 
