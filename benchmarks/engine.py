@@ -21,7 +21,18 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from engine_bench import controller, controller_parts, forward, host, idle_draft, limit, mixed, products, time_model
+from engine_bench import (
+    controller,
+    controller_parts,
+    forward,
+    host,
+    idle_draft,
+    limit,
+    mixed,
+    products,
+    step_parts,
+    time_model,
+)
 from engine_bench.bench import USUAL_MINUTES, Bench, of_section
 from engine_bench.neighbours import NOTABLE, Neighbours
 from engine_bench.picture import draw
@@ -48,6 +59,7 @@ SECTIONS = {
     "forward": Section(forward.measure, forward.part, 190),
     "products": Section(products.measure, products.part, 25),
     "limit": Section(limit.measure, limit.part, 35),
+    "step-parts": Section(step_parts.measure, step_parts.part, 30),
     "mixed": Section(mixed.measure, mixed.part, 25),
     "host": Section(host.measure, host.part, 50),
     "controller": Section(controller.measure, controller.part, 15),

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import engine
-from engine_bench import controller, forward, idle_draft, mixed, time_model
+from engine_bench import controller, forward, idle_draft, mixed, step_parts, time_model
 from engine_bench.bench import segments
 from engine_bench.limit import work
 from engine_bench.report import Check, Part, table
@@ -47,6 +47,19 @@ def test_columns_stand_in_line() -> None:
     lines = table(("name", "n"), [("a", "1"), ("longer", "12345")])
     assert {len(line) for line in lines} == {len("| longer | 12345 |")}
     assert lines[2] == "| a      |     1 |"
+
+
+def test_a_step_is_taken_apart_beside_what_the_machine_allows() -> None:
+    """What is neither products nor attention is the rest; without the machine's rates there is nothing beside them."""
+    run = {
+        "section": "step-parts", "key": "step-parts decoding", "batch": 64, "rows": 1, "context": 130, "flops": 24e9,
+        "cache_bytes": 26e7, "seconds": {"step": 0.046, "products": 0.033, "attention": 0.009},
+    }  # fmt: skip
+    machine = {
+        "section": "limit", "key": "limit machine", "bytes_per_second": 52e9, "flops_per_second": 800e9,
+    }  # fmt: skip
+    assert step_parts.part([machine, run]).rows == [["64 x 1", "130", "46", "33", "30", "9", "5", "4"]]
+    assert step_parts.part([run]).rows == [["64 x 1", "130", "46", "33", "-", "9", "-", "4"]]
 
 
 def _forward_run(batch: int, ratio: float) -> dict[str, Any]:

@@ -50,13 +50,14 @@ class PaneledWeight:
         self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
         if self.halves:
             self._bias = product_kernel.in_turns(self._bias)
-        self._parameters = np.zeros(product_kernel.NUM_FIELDS, np.int64)
-        self._parameters[product_kernel.PAIRS] = weight.shape[1] // 2
-        self._parameters[product_kernel.COLUMNS_OF_W] = len(weight)
-        self._parameters[product_kernel.HALF] = len(weight) // 2 if self.halves else 0
-        self._parameters[product_kernel.W] = self._panels.data_ptr()
-        self._parameters[product_kernel.BIAS] = self._bias.data_ptr()
-        self.address = self._parameters.ctypes.data  # asked for once, not at every step
+        self.parameters = np.zeros(product_kernel.NUM_FIELDS, np.int64)
+        """The kernel's parameter block, as its last product left it."""
+        self.parameters[product_kernel.PAIRS] = weight.shape[1] // 2
+        self.parameters[product_kernel.COLUMNS_OF_W] = len(weight)
+        self.parameters[product_kernel.HALF] = len(weight) // 2 if self.halves else 0
+        self.parameters[product_kernel.W] = self._panels.data_ptr()
+        self.parameters[product_kernel.BIAS] = self._bias.data_ptr()
+        self.address = self.parameters.ctypes.data  # asked for once, not at every step
         self.kernel = product_kernel.kernel()
 
     @staticmethod
@@ -68,7 +69,7 @@ class PaneledWeight:
         """[..., in] to [..., out]; with a kind of *gate*, of halves, to [..., out / 2]."""
         rows = rows.contiguous()
         out = rows.new_empty((*rows.shape[:-1], len(self._bias) // (2 if gate else 1)))
-        parameters = self._parameters
+        parameters = self.parameters
         parameters[product_kernel.NEXT_ITEM], parameters[product_kernel.GATE] = 0, gate
         parameters[product_kernel.ROWS] = rows.numel() // rows.shape[-1]
         parameters[product_kernel.X], parameters[product_kernel.OUT] = rows.data_ptr(), out.data_ptr()

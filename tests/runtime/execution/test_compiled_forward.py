@@ -67,7 +67,7 @@ def test_what_only_logits_need_is_computed_for_their_rows(compiled: PagedModel) 
     weights = [product.weight for product in compiled.products]
     if not all(isinstance(weight, PaneledWeight) for weight in weights):
         pytest.skip("products are oneDNN's on this machine")
-    parameters = np.array([weight._parameters for weight in weights if isinstance(weight, PaneledWeight)])
+    parameters = np.array([weight.parameters for weight in weights if isinstance(weight, PaneledWeight)])
     assert parameters[:, product_kernel.ROWS].tolist() == [32, 4, 4, 4, 4]  # multiples of four
     assert parameters[:, product_kernel.GATE].tolist() == [0, 0, vector_gate.SILU, 0, 0]
 
