@@ -135,17 +135,18 @@ class LoadMeter:
     def recent(self) -> RecentLoad:
         """The window that ends now. Rates are demand for requests and prompts (refused ones included), and delivery
         for generated tokens."""
-        now, total, recent = self._clock(), _Slot(), _Slot()
+        now, total = self._clock(), _Slot()
         self._forget(now)
         for slot in self._slots:
             total.add(slot)
-            if now - slot.begins < RECENT_SECONDS:
-                recent.add(slot)
+        lately = [slot for slot in self._slots if now - slot.begins < RECENT_SECONDS]
         covered = max(SLOT_SECONDS, min(WINDOW_SECONDS, now - self._since))
         return RecentLoad(
             shape=RequestShape(
                 requests_per_second=(total.arrivals + total.turned_away) / covered,
-                recent_requests_per_second=(recent.arrivals + recent.turned_away) / min(covered, RECENT_SECONDS),
+                recent_requests_per_second=(
+                    sum(slot.arrivals + slot.turned_away for slot in lately) / min(covered, RECENT_SECONDS)
+                ),
                 prompt_tokens_per_second=(
                     total.prompt_tokens * (1 + _ratio(total.turned_away, total.arrivals)) / covered
                 ),

@@ -77,23 +77,29 @@ def _choice_of_rows() -> Any:
 def _gate_products(module: fx.GraphModule, halved: Collection[int]) -> None:
     """Make one product of act(gate) * up where gate and up are the halves of one, and its place is in *halved*."""
     for node in list(module.graph.nodes):
-        if node.target not in (operator.mul, torch.mul) or len(node.args) != 2:
-            continue
-        for active, up in (node.args, node.args[::-1]):
-            kind, gate = _act(active)
-            halves = [_columns_of(gate), _columns_of(up)]
-            if kind is None or halves[0] is None or halves[1] is None or halves[0][:-2] != halves[1][:-2]:
-                continue
-            (*_, begin, middle), (*product, then, end) = halves
-            is_alone = all(len(part.users) == 1 for part in (active, gate, up))
-            if is_alone and (begin, middle, end) == (0, then, 2 * then) and product[-1] in halved:
-                with module.graph.inserting_before(node):
-                    gated = module.graph.call_function(operators.native_gated, (*product, kind, then))
-                    gated.meta = dict(node.meta)
-                node.replace_all_uses_with(gated)
-                break
+        if (arguments := _gated(node, halved)) is not None:
+            with module.graph.inserting_before(node):
+                whole = module.graph.call_function(operators.native_gated, arguments)
+            whole.meta = dict(node.meta)
+            node.replace_all_uses_with(whole)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _gated(node: Any, halved: Collection[int]) -> tuple[Any, ...] | None:
+    """The arguments of the gated product that *node* is the result of, which nobody else reads parts of; else None."""
+    if node.target not in (operator.mul, torch.mul) or len(node.args) != 2:
+        return None
+    for active, up in (node.args, node.args[::-1]):
+        kind, gate = _act(active)
+        first, second = _columns_of(gate), _columns_of(up)
+        if kind is None or first is None or second is None:
+            continue
+        (*product, begin, middle), (*other, then, end) = first, second
+        are_halves = product == other and (begin, middle, end) == (0, then, 2 * then) and product[-1] in halved
+        if are_halves and all(len(part.users) == 1 for part in (active, gate, up)):
+            return (*product, kind, then)
+    return None
 
 
 def _act(node: Any) -> tuple[int | None, Any]:
