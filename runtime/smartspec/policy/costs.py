@@ -83,7 +83,7 @@ def _nodes(
     """Seconds of target and host together [count] with 0, 1, 2 ... nodes beside *tokens* others: what
     `LatencyModel.target_curve` says. `target` and `host` are coefficients in the order of `Regressors`' parts."""
     seconds = np.empty(count)
-    fixed = target[-3] * context + target[-2] * requests + target[-1] * prefill + host[0] + host[1] * requests
+    fixed = target[-3] * context + target[-2] * requests + host[0] + host[1] * requests
     segment, below, bucket = 0, target[0], 0
     for node in range(count):
         total = tokens + node
@@ -96,7 +96,7 @@ def _nodes(
             below += target[1 + segment] * (knots[segment + 1] - knots[segment])
             segment += 1
         curve = below + target[1 + segment] * max(padded - knots[segment], 0.0) if padded > 0 else 0.0
-        seconds[node] = curve + fixed + host[2] * total
+        seconds[node] = curve + fixed + target[-1] * (total - prefill) + host[2] * total
     return seconds
 
 

@@ -21,10 +21,14 @@ HALF_OCTAVES: tuple[int, ...] = (
 LINE: tuple[int, ...] = (1,)
 """No bend at all: the linear time model of the paper."""
 
-TARGET_SLOPES = {"context": 3e-5, "requests": 0.01, "prefill": 0.01}
+TARGET_SLOPES = {"context": 3e-5, "requests": 0.01, "logits": 0.001}
 DRAFT_SLOPES = {"context": 3e-5}
 HOST_SLOPES = {"requests": 0.05, "tokens": 0.02}
-"""What a unit of each may plausibly cost, in units of the part's smallest step."""
+"""What a unit of each may plausibly cost, in units of the part's smallest step.
+
+A row whose logits are wanted costs more than a prompt's other rows (the head, and what of the last layer only they
+need), never less: with a slope for prompts instead, what only they have shown of large steps was put down to their
+being prompts, and large verifications were thought cheap."""
 TOKEN_BELIEVED, TOKEN_THINKABLE = 0.008, 0.03
 NEIGHBOURS = 0.8
 """How much slopes of neighbouring segments are believed to be alike."""
@@ -84,7 +88,8 @@ class Regressors:
         padded = features.target_tokens if not self.buckets else self.padded(np.array([features.target_tokens]))[0]
         terms = np.ones(len(self.knots) + 4)
         np.minimum(np.maximum(padded - self.bends, 0.0), self._width, out=terms[1:-3])
-        terms[-3:] = features.context_tokens, features.num_requests, features.prefill_tokens
+        wanted = features.target_tokens - features.prefill_tokens
+        terms[-3:] = features.context_tokens, features.num_requests, wanted
         return terms
 
     def draft(self, features: StepFeatures) -> Array:

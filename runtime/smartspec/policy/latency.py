@@ -2,9 +2,10 @@
 
 Forwards have stairs (a CPU: 24, 27, 36, 34, 52, 67, 108, 231 ms for 1, 4, 8, 16, 32, 64, 128, 256 tokens; a GPU: flat,
 then steep), so the curve over tokens is learned where steps fall on it, beside slopes for context, requests and
-prefill tokens. Every coefficient is named, never negative, and in seconds per unit, so that a model can travel as a
-`LatencyPrior` (source: arXiv 2406.14066, section 4.2, there fitted once and in advance). Whoever only predicts, as an
-operator does, needs no more than this and no compiler; `online.py` corrects the model by every step measured.
+tokens whose logits are wanted. Every coefficient is named, never negative, and in seconds per unit, so that a model can
+travel as a `LatencyPrior` (source: arXiv 2406.14066, section 4.2, there fitted once and in advance). Whoever only
+predicts, as an operator does, needs no more than this and no compiler; `online.py` corrects the model by every step
+measured.
 """
 
 import math
@@ -50,11 +51,11 @@ class LatencyModel:
         )
 
     def target_curve(self, tokens: NDArray[Any], *, context: Number, requests: Number, prefill: Number) -> Array:
-        """Seconds of target and host together for each total of *tokens* in the step."""
+        """Seconds of target and host together for each total of *tokens* in the step, *prefill* of them a prompt's."""
         mean, host = self._target.mean, self._host.mean
-        fixed = mean[-3] * context + mean[-2] * requests + mean[-1] * prefill + host[0] + host[1] * requests
+        fixed = mean[-3] * context + mean[-2] * requests + host[0] + host[1] * requests
         curve = self._regressors.curve_seconds(self._regressors.padded(tokens), mean[0], mean[1:-3])
-        seconds: Array = curve + fixed + host[2] * tokens
+        seconds: Array = curve + fixed + mean[-1] * (tokens - prefill) + host[2] * tokens
         return seconds
 
     def draft_curve(self, rows: NDArray[Any]) -> Array:

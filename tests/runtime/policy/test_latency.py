@@ -1,5 +1,7 @@
 """The time model: it learns stairs, survives stragglers, follows shifts, is never negative, and travels."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +95,23 @@ def test_coefficients_are_never_negative(observations: list[tuple[int, int, int,
     assert all(0.0 <= value < 1e6 for value in model.coefficients().values())
     curve = model.target_curve(np.arange(1, 600), context=0, requests=1, prefill=0)
     assert (np.diff(curve) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_verifying_costs_what_prompts_of_that_size_have_shown(seed: int) -> None:
+    """Where large steps were prompts' alone, a verification of as many rows is not thought cheaper for being none."""
+    stairs = {1: 0.010, 8: 0.014, 32: 0.031, 64: 0.050, 2048: 1.2}
+    model, random = OnlineLatencyModel(), np.random.default_rng(seed)
+    for number in range(2500):
+        features = StepFeatures(32, 32 * 150, 32)
+        if number % 48 == 0:
+            prompts = int(random.integers(180, 300))
+            features = StepFeatures(prompts + int(random.integers(0, 8)), 2500, 32, prefill_tokens=prompts)
+        seconds = along(stairs, features.target_tokens) * math.exp(0.08 * random.standard_normal())
+        model.observe(features, StepSeconds(0.0, seconds, 0.001))
+    for rows in (96, 160, 192):
+        predicted = model.predict(StepFeatures(rows, 32 * 150, 32)).target
+        assert predicted == pytest.approx(along(stairs, rows), rel=0.06)
 
 
 def test_one_straggler_does_not_move_the_model() -> None:
