@@ -21,14 +21,13 @@ HALF_OCTAVES: tuple[int, ...] = (
 LINE: tuple[int, ...] = (1,)
 """No bend at all: the linear time model of the paper."""
 
+# Rows whose logits are wanted (all but a prompt's) cost more than a prompt's, never less: the head, and what of the
+# last layer only they need. With a slope for prompts instead, what only they have shown of large steps was put down to
+# their being prompts, and large verifications were thought cheap.
 TARGET_SLOPES = {"context": 3e-5, "requests": 0.01, "logits": 0.001}
 DRAFT_SLOPES = {"context": 3e-5}
 HOST_SLOPES = {"requests": 0.05, "tokens": 0.02}
-"""What a unit of each may plausibly cost, in units of the part's smallest step.
-
-A row whose logits are wanted costs more than a prompt's other rows (the head, and what of the last layer only they
-need), never less: with a slope for prompts instead, what only they have shown of large steps was put down to their
-being prompts, and large verifications were thought cheap."""
+"""What a unit of each may plausibly cost, in units of the part's smallest step."""
 TOKEN_BELIEVED, TOKEN_THINKABLE = 0.008, 0.03
 NEIGHBOURS = 0.8
 """How much slopes of neighbouring segments are believed to be alike."""
