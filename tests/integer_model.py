@@ -156,6 +156,7 @@ class RandomPolicy:
     proposer: Proposer | None = None
     bounds: Limits = Limits()
     settings: PolicySettings = PolicySettings()
+    is_resting: bool = False
     observed: list[StepOutcome] = field(default_factory=list)
     states: list[BatchState] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)

@@ -163,6 +163,11 @@ class RecordedPolicy:
         """The settings in force."""
         return self._policy.settings
 
+    @property
+    def is_resting(self) -> bool:
+        """As the policy says."""
+        return self._policy.is_resting
+
     def limits(self, batch: BatchState) -> Limits:
         """As the policy says."""
         return self._policy.limits(batch)

@@ -53,25 +53,32 @@ def ratio(numerator: Rounds, denominator: Rounds, *, seed: int = 0) -> Ratio:
 
 @dataclass(frozen=True)
 class Hindsight:
-    """The best of several modes, chosen on odd rounds, and the rounds left to score it on; `held_out` is False where a
-    single round had to serve for both."""
+    """The best of several modes for each round that can be scored, chosen without that round; `held_out` is False where
+    a single round had to serve for both."""
 
-    mode: str
-    scored: tuple[int, ...]
+    by_round: Mapping[int, str]
     held_out: bool
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Those that were chosen."""
+        return tuple(sorted(set(self.by_round.values())))
 
 
 def best_in_hindsight(values: Mapping[str, Mapping[int, Sequence[float]]]) -> Hindsight:
-    """The mode with the lowest mean of *values* (mode, then round from 1, then requests): chosen on odd rounds, to be
-    scored on even ones, because the best of several noisy means is too good to be true."""
+    """The mode with the lowest mean of *values* (mode, then round from 1, then requests): chosen on odd rounds for even
+    ones and the other way round, because the best of several noisy means is too good to be true where it was chosen."""
     rounds = sorted(set.intersection(*(set(by_round) for by_round in values.values())))
     if not rounds:
         raise ValueError("no round in which every mode was measured")
-    odd, even = [r for r in rounds if r % 2], [r for r in rounds if r % 2 == 0]
-    held_out = bool(odd and even)
-    chosen_on = odd if held_out else rounds
+    halves = [[r for r in rounds if r % 2 == parity] for parity in (0, 1)]
+    held_out = all(halves)
+    chosen = [_best(values, half if held_out else rounds) for half in reversed(halves)]
+    return Hindsight({r: chosen[r % 2] for r in rounds}, held_out)
 
+
+def _best(values: Mapping[str, Mapping[int, Sequence[float]]], rounds: Sequence[int]) -> str:
     def mean(mode: str) -> float:
-        return float(np.mean(np.concatenate([np.asarray(values[mode][r], dtype=float) for r in chosen_on])))
+        return float(np.mean(np.concatenate([np.asarray(values[mode][r], dtype=float) for r in rounds])))
 
-    return Hindsight(min(values, key=mean), tuple(even if held_out else rounds), held_out)
+    return min(values, key=mean)

@@ -26,6 +26,11 @@ from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
 
 SWITCHING_MARGIN = 0.01
 """Starting or stopping the draft must promise this much more goodput than going on as before."""
+RESTING_REQUESTS = 8
+"""Fewer requests are asked about at every step: what one of them may suddenly copy is a large part of the step."""
+MOST_RESTING_STEPS = 3
+"""Where plain decoding is best and stays so, the next steps are plain unasked. Looking for copies and weighing them
+takes 2 % of a small model's step, which a server that does not speculate would not pay."""
 REMEMBERED_STEPS = 32
 """Steps that `explain` shows one by one."""
 
@@ -45,6 +50,8 @@ class SpeculationPolicy:
         self._guard = TpotGuard()
         self._prober = Prober()
         self._drafting = True
+        self._is_free = False
+        self._plain_streak, self._resting = 0, 0
         self._rate = 1.0
         self._steps: deque[dict[str, Any]] = deque(maxlen=REMEMBERED_STEPS)
         self.apply(settings)
@@ -64,6 +71,7 @@ class SpeculationPolicy:
         auto = {"off": 0, "fixed": ceiling}.get(settings.policy, -1)
         self._forced = by_letter({"auto": auto, "off": 0, "fixed": ceiling})
         self._guard.reset()
+        self._plain_streak, self._resting = 0, 0
         if priors is not None:
             self._acceptance.adopt(priors.acceptance)
             if priors.latency is not None:
@@ -73,11 +81,23 @@ class SpeculationPolicy:
             if learned is not None:
                 self._line.adopt(learned)
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether the coming step will be plain, unless it brings a wish of a request's own or few requests: nobody
+        need look for what could be copied."""
+        return self._resting > 0
+
     def decide(self, batch: BatchState) -> Decision:
         """What each request should speculate in the coming step."""
         num, ceiling = len(batch.candidates), self._settings.max_speculative_tokens
+        self._is_free = False
         if not self._may_speculate(batch):
             return self._plain(batch)
+        if self._resting and num >= RESTING_REQUESTS and not any(c.mode == "fixed" for c in batch.candidates):
+            self._is_free = True
+            self._resting -= 1
+            return self._plain(batch, "plain decoding was best just now")
+        self._resting = 0
         columns = batch_columns(batch.candidates, self._acceptance)
         wishes = wishes_of(columns, self._forced)
         if not wishes.least and not wishes.most:
@@ -104,6 +124,7 @@ class SpeculationPolicy:
             reason = "plain decoding is best"
         else:
             reason = f"mean k {num_nodes / num:.1f} promises {100 * gain:+.0f} % goodput"
+        self._rest_after(num, is_plain=wishes.least < 0 and not num_nodes and not probe)
         choices = choices_of(columns.request_ids, plan)
         return Decision(choices, seconds, tokens, baseline, float(num), probe=probe, reason=reason)
 
@@ -123,6 +144,7 @@ class SpeculationPolicy:
         )
         if wishes.least >= 0:
             return uniform.fixed(problem, costs, wishes.forced), False
+        self._is_free = True
         if by_paper:
             plan = uniform.batch(problem, costs)
         else:
@@ -139,19 +161,27 @@ class SpeculationPolicy:
         )
         return (plan, False) if probe is None else (probe, True)
 
+    def _rest_after(self, num_requests: int, *, is_plain: bool) -> None:
+        """Rest the longer, the more often in a row plain decoding was best. Never under a TPOT target: there the best
+        plan hangs on who is about to miss it."""
+        self._plain_streak = self._plain_streak + 1 if is_plain else 0
+        if num_requests >= RESTING_REQUESTS and self._settings.tpot_target_seconds is None:
+            self._resting = min(max(0, self._plain_streak - 1), MOST_RESTING_STEPS)
+
     def _may_speculate(self, batch: BatchState) -> bool:
         """Whether there is room for speculation, and somebody who may want it."""
         if not self._settings.max_speculative_tokens or batch.max_nodes <= 0 or not batch.candidates:
             return False
         return self._settings.policy != "off" or any(c.mode == "fixed" for c in batch.candidates)
 
-    def _plain(self, batch: BatchState) -> Decision:
+    def _plain(self, batch: BatchState, reason: str = "") -> Decision:
         """The step without speculation."""
         num, seconds = len(batch.candidates), 0.0
         if num or batch.prefill_tokens:
             context_tokens = sum([c.context_tokens for c in batch.candidates])
             seconds = self._latency.predict(plain_features(batch, context_tokens)).total
-        reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
+        if not reason:
+            reason = "no room for speculation" if self._settings.policy != "off" and num else "no speculation wanted"
         return Decision({}, seconds, num, seconds, num, reason=reason)
 
     def limits(self, batch: BatchState) -> Limits:
@@ -169,7 +199,7 @@ class SpeculationPolicy:
             self._line.observe(outcome.features, outcome.seconds)
         proposed = self._acceptance.observe(outcome.outcomes, outcome.tokens_kept)
         self._guard.observe(outcome)
-        self._prober.earn(outcome.seconds.total, poor=self._latency.is_poor)
+        self._prober.earn(outcome.seconds.total, poor=self._latency.is_poor, free=self._is_free)
         self._steps.append(_step_row(outcome, proposed))
 
     def forget(self, request_id: str) -> None:

@@ -26,8 +26,8 @@ POOR_SHARE = 0.015
 """The same while the time model errs badly."""
 ADVANCE_STEPS = 1.0
 """Regret paid for in advance, in steps: a cold start learns little from steps that are all alike."""
-CREDIT_STEPS = 2.0
-"""The most that a quiet time saves up, in mean steps."""
+CREDIT_STEPS = 0.5
+"""The most that a quiet time saves up, in mean steps: more is spent at once when a flood comes, and felt there."""
 DEPTH = 2
 """Tokens a probe speculates for a request while nobody speculates; one while others do."""
 GROUP = 8
@@ -54,14 +54,16 @@ class Prober:
         self._mean_step_seconds = 0.0
         self._rest = 0
 
-    def earn(self, seconds: float, *, poor: bool) -> None:
-        """Book a step's time; *poor* says that the time model errs badly."""
+    def earn(self, seconds: float, *, poor: bool, free: bool) -> None:
+        """Book a step's time; *poor* says that the time model errs badly, *free* that the policy was free to choose,
+        for regret is a share of such steps alone."""
         if not self._mean_step_seconds:
             self._mean_step_seconds = seconds
             self.credit_seconds = ADVANCE_STEPS * seconds
         self._mean_step_seconds += (seconds - self._mean_step_seconds) / MEAN_STEPS
-        share = POOR_SHARE if poor else SHARE
-        self.credit_seconds = min(self.credit_seconds + share * seconds, CREDIT_STEPS * self._mean_step_seconds)
+        if free:
+            share = POOR_SHARE if poor else SHARE
+            self.credit_seconds = min(self.credit_seconds + share * seconds, CREDIT_STEPS * self._mean_step_seconds)
 
     def report(self) -> dict[str, float]:
         """Counts and seconds for `explain`."""

@@ -30,6 +30,10 @@ class Policy(Protocol):
     def settings(self) -> PolicySettings:
         """The settings in force."""
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether nobody need look for what could be copied in the coming step."""
+
     def limits(self, batch: BatchState) -> Limits:
         """Bounds for the coming step."""
 
@@ -118,7 +122,8 @@ class Scheduler:
         """Plan one step: decode first, then prompts as far as the budget goes, then speculation in what is left."""
         decoding, num_preempted = self._reserve_decode_slots()
         settings = self._policy.settings
-        offers = [self._speculation.offer(request, settings) for request in decoding]
+        looks = not self._policy.is_resting
+        offers = [self._speculation.offer(request, settings, looks=looks) for request in decoding]
         candidates = tuple(candidate for candidate, _ in offers)
         budget = self.config.max_num_batched_tokens - len(decoding)
         limits = self._policy.limits(BatchState(candidates, max_nodes=budget))

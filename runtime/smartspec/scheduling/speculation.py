@@ -52,10 +52,10 @@ class SpeculationRoom:
         self._lookups: dict[str, PromptLookup] = {}
         self._predictions: dict[str, Prediction] = {}
 
-    def offer(self, request: Request, settings: PolicySettings) -> tuple[Candidate, Match]:
+    def offer(self, request: Request, settings: PolicySettings, *, looks: bool = True) -> tuple[Candidate, Match]:
         """*request* as the policy sees it, and the tokens that prompt lookup has for it."""
         room = min(self._room(request), settings.max_speculative_tokens)
-        match = self._match(request, room, settings)
+        match = self._match(request, room, settings) if looks or request.speculation.mode == "fixed" else NO_MATCH
         drafts = "draft" in self._proposers and request.speculation.mode != "off"
         if drafts and request.num_draft_computed_tokens < request.num_shared_tokens:
             self._prefixes.advance_draft(request)

@@ -59,17 +59,18 @@ def test_other_shapes_are_refused() -> None:
         ratio([], [])
 
 
-def test_chosen_on_odd_scored_on_even() -> None:
-    """The mode that is best on odd rounds is chosen, even where another is on the even ones it is scored on."""
+def test_each_half_of_the_rounds_is_scored_by_the_choice_of_the_other() -> None:
+    """The mode that is best on odd rounds is scored on even ones, even where another is best there, and vice versa."""
     values = {
         "fixed 1": {1: [1.0], 2: [9.0], 3: [1.0], 4: [9.0]},
         "fixed 3": {1: [2.0], 2: [1.0], 3: [2.0], 4: [1.0]},
     }
     best = best_in_hindsight(values)
-    assert (best.mode, best.scored, best.held_out) == ("fixed 1", (2, 4), True)
+    assert best.by_round == {1: "fixed 3", 2: "fixed 1", 3: "fixed 3", 4: "fixed 1"}
+    assert (best.modes, best.held_out) == (("fixed 1", "fixed 3"), True)
 
 
 def test_one_round_says_so() -> None:
     """With a single round nothing is held out, and the answer admits it; a round that a mode lacks does not count."""
     best = best_in_hindsight({"fixed 1": {1: [3.0]}, "fixed 3": {1: [2.0], 2: [2.0]}})
-    assert (best.mode, best.scored, best.held_out) == ("fixed 3", (1,), False)
+    assert (best.by_round, best.held_out) == ({1: "fixed 3"}, False)

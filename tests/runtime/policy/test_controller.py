@@ -1,11 +1,12 @@
 """The policy through its seam: decide, limit, observe, forget, hand on, explain."""
 
 import json
+from itertools import groupby
 
 import pytest
 from msgspec.structs import replace
 
-from smartspec.policy.controller import SpeculationPolicy
+from smartspec.policy.controller import MOST_RESTING_STEPS, SpeculationPolicy
 from smartspec.policy.settings import PolicyName, PolicySettings, Priors
 from smartspec.policy.types import (
     BatchState,
@@ -51,6 +52,11 @@ def mean_k(decisions: list[Decision]) -> float:
     """Speculative tokens per request and step."""
     drafted = sum(c.num_tokens for d in decisions for c in d.choices.values())
     return drafted / sum(d.baseline_tokens for d in decisions)
+
+
+def is_rest(decision: Decision) -> bool:
+    """Whether nobody was asked about."""
+    return decision.reason == "plain decoding was best just now"
 
 
 @pytest.mark.parametrize("name", ["request", "batch", "fixed", "off"])
@@ -134,6 +140,42 @@ def test_probes_are_paid_from_a_stated_share_of_time() -> None:
     assert any(d.probe for d in decisions[300:])
     in_advance = 4 * max(d.predicted_seconds for d in decisions)
     assert probes["regret_seconds"] <= probes["share_of_step_time"] * seconds + in_advance
+
+
+@pytest.mark.parametrize("name", ["request", "batch"])
+def test_where_plain_decoding_stays_best_it_is_asked_for_seldom(name: PolicyName) -> None:
+    """A large batch of hopeless text is looked at every few steps, and nobody need look for copies in between; of a
+    small one each step is decided anew."""
+    large, small = (SpeculationPolicy(PolicySettings(policy=name), key="k") for _ in range(2))
+    rests = [is_rest(decision) for decision in run(large, 16, 0, steps=300)[100:]]
+    assert sum(rests) > 0.5 * len(rests)
+    longest = max(len(list(group)) for rest, group in groupby(rests) if rest)
+    assert longest == MOST_RESTING_STEPS
+    assert not any(is_rest(decision) for decision in run(small, 4, 0, steps=300))
+
+
+def test_a_rest_ends_with_a_wish_and_with_new_settings() -> None:
+    """Whoever asks for a length of its own gets it at once, and so does everybody under a policy put in force."""
+    policy = SpeculationPolicy(PolicySettings(), key="k")
+    while not policy.is_resting:
+        run(policy, 16, 0, steps=1)
+    insisting = replace(candidates(1)[0], request_id="insists", mode="fixed", max_speculative_tokens=3)
+    assert policy.decide(BatchState((*candidates(16), insisting))).choices["insists"] == Choice("draft", 3)
+    while not policy.is_resting:
+        run(policy, 16, 0, steps=1)
+    policy.apply(PolicySettings(policy="fixed", max_speculative_tokens=2))
+    assert not policy.is_resting
+    assert mean_k(run(policy, 16, 0, steps=1)) == 2.0
+
+
+def test_only_steps_with_a_choice_pay_for_probes() -> None:
+    """A long time under `fixed` saves up nothing that `request` would then spend at once."""
+    policy = SpeculationPolicy(PolicySettings(), key="k")
+    run(policy, 16, 4)
+    policy.apply(PolicySettings(policy="fixed", max_speculative_tokens=4))
+    before = policy.explain()["probes"]["credit_seconds"]
+    run(policy, 16, 4, steps=300)
+    assert policy.explain()["probes"]["credit_seconds"] <= before
 
 
 def test_a_plain_step_is_tried_while_it_might_be_better() -> None:
