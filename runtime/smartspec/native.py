@@ -103,8 +103,8 @@ from numba import carray, cfunc, float32, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 
 __all__ = [
-    "address_of", "address_of_operator", "carray", "cgutils", "external", "float32", "intrinsic", "njit", "sources_of",
-    "types",
+    "address_of", "address_of_operator", "carray", "cgutils", "external", "float32", "intrinsic", "njit", "pointer",
+    "sources_of", "types",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,6 +130,16 @@ def intrinsic(function: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
     """`numba.extending.intrinsic`: called from compiled code, without the first argument."""
     decorated: Callable[P, Any] = numba.extending.intrinsic(function)
     return decorated
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any) -> Any:
+    """The memory at an integer *address*, for `numba.carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
 
 
 def chosen() -> Level | None:

@@ -18,15 +18,16 @@ from smartspec.native import BFLOAT16, FEATURES, LEVELS, PROCESSOR, chosen, fold
 
 
 def compile_all() -> None:
-    """Fill numba's cache: the policy's loops are compiled at import, attention for each type of element, and the
-    operators that run it."""
+    """Fill numba's cache: the policy's and the scheduler's loops are compiled at import, attention for each type of
+    element, and the operators that run it."""
     # Imported here, in a process of one level.
-    from smartspec import policy
+    from smartspec import policy, scheduling
     from smartspec.execution import native_operators, product_kernel
     from smartspec.execution.attention_kernel import ELEMENTS, kernels
 
-    for module in pkgutil.iter_modules(policy.__path__):
-        import_module(f"{policy.__name__}.{module.name}")
+    for package in (policy, scheduling):
+        for module in pkgutil.iter_modules(package.__path__):
+            import_module(f"{package.__name__}.{module.name}")
     for bits in ELEMENTS:
         kernels(bits)
     native_operators.register()

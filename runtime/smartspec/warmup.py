@@ -15,8 +15,9 @@ from smartspec.engine import Engine, Proposer, Runner
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.types import BatchState, Choice, Decision, Limits, StepOutcome
 from smartspec.policy.types import Proposer as ProposerName
+from smartspec.scheduling.policy_protocol import Policy
 from smartspec.scheduling.request import Request, SamplingParams
-from smartspec.scheduling.scheduler import Policy, Scheduler
+from smartspec.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.scheduling.client import EngineInfo, GenerationDelta, StepExplanation, Tokenizer
 from smartspec.scheduling.grammar import Grammar, GrammarSpec
 from smartspec.scheduling.output import RequestOutput, StepStats
+from smartspec.scheduling.policy_protocol import Policy
 from smartspec.scheduling.request import Request
-from smartspec.scheduling.scheduler import Policy
 
 log = logging.getLogger(__name__)
 

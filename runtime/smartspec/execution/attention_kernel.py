@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from smartspec.execution.machine import fetch_add, pointer, prefetch
+from smartspec.execution.machine import fetch_add, prefetch
 from smartspec.execution.vector_lines import narrow_line, widen_line
 from smartspec.execution.vector_softmax import LOWEST, exp, exponentiate, mask_and_scale
 from smartspec.execution.vector_tiles import multiply_add
-from smartspec.native import address_of, carray, float32, njit, sources_of
+from smartspec.native import address_of, carray, float32, njit, pointer, sources_of
 
 ELEMENTS = {32: np.float32, 16: np.uint16}
 """What keys and values consist of, by bits: a bfloat16 is held as an integer, see `machine`."""

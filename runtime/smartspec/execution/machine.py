@@ -1,4 +1,4 @@
-"""What compiled CPU kernels need of a machine that numba does not offer: bfloat16, atomics, memory by address.
+"""What compiled CPU kernels need of a machine that numba does not offer: bfloat16, atomics, prefetching.
 
 A bfloat16 is the upper half of a float32. Tensors of it reach a kernel as uint16; `widen` makes an element float32 and
 `narrow` rounds one back to nearest, ties to even, as torch does.
@@ -60,16 +60,6 @@ def fetch_add(typingctx: Any, array: Any, amount: Any) -> Any:
         return builder.atomic_rmw("add", data, args[1], "seq_cst")
 
     return types.int64(array, types.int64), codegen
-
-
-@intrinsic
-def pointer(typingctx: Any, address: Any) -> Any:
-    """The memory at an integer *address*, for `numba.carray`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
 
 
 @intrinsic

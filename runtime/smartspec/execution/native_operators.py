@@ -22,9 +22,8 @@ import torch
 from smartspec.execution import openmp, product_kernel
 from smartspec.execution.attention_kernel import FIELDS
 from smartspec.execution.compiled_attention import CompiledAttention
-from smartspec.execution.machine import pointer
 from smartspec.execution.packed_linear import PaneledWeight, Product
-from smartspec.native import address_of_operator, carray, external, njit, sources_of, types
+from smartspec.native import address_of_operator, carray, external, njit, pointer, sources_of, types
 
 _SHIM = (
     "aoti_torch_get_data_ptr", "aoti_torch_get_dim", "aoti_torch_get_size", "aoti_torch_get_stride",

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from llvmlite import ir
 
-from smartspec.execution.machine import fetch_add, pointer, prefetch_lines
+from smartspec.execution.machine import fetch_add, prefetch_lines
 from smartspec.execution.vector_gate import gate_tile
-from smartspec.native import address_of, carray, cgutils, intrinsic, njit, sources_of, types
+from smartspec.native import address_of, carray, cgutils, intrinsic, njit, pointer, sources_of, types
 
 COLUMNS = 32
 """Of a panel: two registers of weights for each pair of inputs."""

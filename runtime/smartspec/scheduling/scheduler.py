@@ -6,45 +6,20 @@ recomputation after preemption, and speculation alike. All state here belongs to
 
 from bisect import insort
 from collections.abc import Iterable
-from typing import Protocol
 
 from smartspec.config import SchedulerConfig
-from smartspec.policy.settings import PolicySettings
-from smartspec.policy.types import BatchState, Decision, Limits, Proposer, StepOutcome
+from smartspec.policy.types import BatchState, Limits, Proposer
 from smartspec.scheduling.accounting import StepTally
 from smartspec.scheduling.admission import check_fits
 from smartspec.scheduling.block_pool import BlockPool
 from smartspec.scheduling.client import InvalidRequestError
 from smartspec.scheduling.output import ModelRunnerOutput, RequestOutput, ScheduledRequest, SchedulerOutput, StepOutput
+from smartspec.scheduling.policy_protocol import Policy
 from smartspec.scheduling.prefix_cache import PrefixCache
 from smartspec.scheduling.request import MAX_SCORED_TOKENS, FinishReason, Request, RequestStatus
 from smartspec.scheduling.speculation import Grant, SpeculationRoom
 from smartspec.scheduling.stopping import finish_reason_at
 from smartspec.scheduling.waiting_queue import WaitingQueue
-
-
-class Policy(Protocol):
-    """What the scheduler asks of `smartspec.policy.controller.SpeculationPolicy`."""
-
-    @property
-    def settings(self) -> PolicySettings:
-        """The settings in force."""
-
-    @property
-    def is_resting(self) -> bool:
-        """Whether nobody need look for what could be copied in the coming step."""
-
-    def limits(self, batch: BatchState) -> Limits:
-        """Bounds for the coming step."""
-
-    def decide(self, batch: BatchState) -> Decision:
-        """How much each candidate speculates in the coming step."""
-
-    def observe(self, outcome: StepOutcome) -> None:
-        """Learn from a finished step."""
-
-    def forget(self, request_id: str) -> None:
-        """Drop what is kept for a request that has ended."""
 
 
 class Scheduler:
@@ -121,9 +96,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Plan one step: decode first, then prompts as far as the budget goes, then speculation in what is left."""
         decoding, num_preempted = self._reserve_decode_slots()
-        settings = self._policy.settings
-        looks = not self._policy.is_resting
-        offers = [self._speculation.offer(request, settings, looks=looks) for request in decoding]
+        offers = self._speculation.offers(decoding, self._policy.settings, copies=not self._policy.is_resting)
         candidates = tuple(candidate for candidate, _ in offers)
         budget = self.config.max_num_batched_tokens - len(decoding)
         limits = self._policy.limits(BatchState(candidates, max_nodes=budget))

@@ -11,7 +11,7 @@ from smartspec.scheduling.block_pool import BlockPool
 from smartspec.scheduling.output import CopySource
 from smartspec.scheduling.prediction import Prediction
 from smartspec.scheduling.prefix_cache import PrefixCache
-from smartspec.scheduling.prompt_lookup import MAX_MATCH_TOKENS, NO_MATCH, Match, PromptLookup
+from smartspec.scheduling.prompt_lookup import MAX_MATCH_TOKENS, NO_MATCH, Match, PromptLookups
 from smartspec.scheduling.request import Request
 
 MAX_SPECULATIVE_TOKENS = 32
@@ -49,28 +49,35 @@ class SpeculationRoom:
         self._proposers = frozenset(proposers)
         self._max_model_len = max_model_len
         self._max_catchup_tokens = max_catchup_tokens
-        self._lookups: dict[str, PromptLookup] = {}
+        self._lookups = PromptLookups()
         self._predictions: dict[str, Prediction] = {}
 
-    def offer(self, request: Request, settings: PolicySettings, *, looks: bool = True) -> tuple[Candidate, Match]:
-        """*request* as the policy sees it, and the tokens that prompt lookup has for it."""
-        room = min(self._room(request), settings.max_speculative_tokens)
-        match = self._match(request, room, settings) if looks or request.speculation.mode == "fixed" else NO_MATCH
-        drafts = "draft" in self._proposers and request.speculation.mode != "off"
-        if drafts and request.num_draft_computed_tokens < request.num_shared_tokens:
-            self._prefixes.advance_draft(request)
-        num_tokens = len(request.token_ids)
-        candidate = Candidate(
-            request_id=request.request_id,
-            context_tokens=num_tokens,
-            max_speculative_tokens=room,
-            verifier=request.verifier,
-            mode=request.speculation.mode,
-            draft_lag_tokens=num_tokens - request.num_draft_computed_tokens if drafts else None,
-            lookup_tokens=len(match.token_ids),
-            lookup_match_tokens=match.match_tokens,
-        )
-        return candidate, match
+    def offers(
+        self, requests: list[Request], settings: PolicySettings, *, copies: bool = True
+    ) -> list[tuple[Candidate, Match]]:
+        """*requests* as the policy sees them, and the tokens that stand ready to be copied for each; without *copies*
+        only for those that insist on a length."""
+        rooms = self._rooms(requests, min(settings.max_speculative_tokens, MAX_SPECULATIVE_TOKENS))
+        matches = self._matches(requests, rooms, by_default=copies and settings.policy != "off")
+        can_draft = "draft" in self._proposers
+        offers = []
+        for request, room, match in zip(requests, rooms, matches, strict=True):
+            mode, num_tokens = request.speculation.mode, len(request.token_ids)
+            drafts = can_draft and mode != "off"
+            if drafts and request.num_draft_computed_tokens < request.num_shared_tokens:
+                self._prefixes.advance_draft(request)
+            candidate = Candidate(
+                request_id=request.request_id,
+                context_tokens=num_tokens,
+                max_speculative_tokens=room,
+                verifier=request.verifier,
+                mode=mode,
+                draft_lag_tokens=num_tokens - request.num_draft_computed_tokens if drafts else None,
+                lookup_tokens=len(match.token_ids),
+                lookup_match_tokens=match.match_tokens,
+            )
+            offers.append((candidate, match))
+        return offers
 
     def grant(
         self, decision: Decision, requests: list[Request], offers: list[tuple[Candidate, Match]], max_nodes: int
@@ -108,7 +115,7 @@ class SpeculationRoom:
 
     def forget(self, request_id: str) -> None:
         """Drop the index of a request that has ended."""
-        self._lookups.pop(request_id, None)
+        self._lookups.forget(request_id)
         self._predictions.pop(request_id, None)
 
     @property
@@ -116,53 +123,76 @@ class SpeculationRoom:
         """Whether nothing is kept for any request."""
         return not self._lookups and not self._predictions
 
-    def _room(self, request: Request) -> int:
-        """Speculative tokens *request* has a use and a place for; one more token always comes from the target."""
-        if request.speculation.mode == "off":
-            return 0
-        wish, num_tokens = request.speculation.max_tokens, len(request.token_ids)
-        room = min(
-            request.sampling.max_tokens - num_tokens + len(request.prompt_token_ids) - 1,
-            self._max_model_len - num_tokens - 1,
-            self._free_slots(request),
-            MAX_SPECULATIVE_TOKENS if wish is None else min(wish, MAX_SPECULATIVE_TOKENS),
-        )
-        return max(0, room)
+    def _rooms(self, requests: list[Request], most: int) -> list[int]:
+        """Speculative tokens that each of *requests* has a use and a place for, *most* at most; one more token always
+        comes from the target."""
+        block_size, num_free = self._pool.block_size, self._pool.num_free
+        rooms = []
+        for request in requests:
+            speculation, num_tokens, room = request.speculation, len(request.token_ids), 0
+            if speculation.mode != "off":
+                room = min(
+                    request.sampling.max_tokens - num_tokens + len(request.prompt_token_ids) - 1,
+                    self._max_model_len - num_tokens - 1,
+                    (len(request.block_table) + num_free) * block_size - num_tokens,
+                    most if speculation.max_tokens is None else min(speculation.max_tokens, most),
+                )
+            rooms.append(max(0, room))
+        return rooms
 
     def _free_slots(self, request: Request) -> int:
         """KV slots beyond the newest token: in the request's own blocks and in the free ones."""
         return (len(request.block_table) + self._pool.num_free) * self._pool.block_size - request.num_tokens
 
-    def _match(self, request: Request, room: int, settings: PolicySettings) -> Match:
+    def _matches(self, requests: list[Request], rooms: list[int], *, by_default: bool) -> list[Match]:
+        """What each of *requests* may copy into its room; unless *by_default*, only those that insist on a length."""
+        matches = [NO_MATCH] * len(requests)
+        if not self._proposers:
+            return matches
         # Where nobody may speculate, nobody pays for an index: it catches up by itself when it is asked again.
-        is_wanted = settings.policy != "off" or request.speculation.mode == "fixed"
-        if not is_wanted or not room or not self._proposers:
-            return NO_MATCH
-        rule, text = request.rule, request.ruled
-        if rule is not None and text is not None and (forced := rule.forces(text)):
-            # Nothing is more likely: what is left open is how the model spells it.
-            return Match(tuple(forced[:room]), MAX_MATCH_TOKENS, "grammar")
-        match = self._longest(request, room)
-        if rule is not None and text is not None and match.token_ids:
-            permitted = rule.permits(text, match.token_ids)
-            match = msgspec.structs.replace(match, token_ids=match.token_ids[:permitted]) if permitted else NO_MATCH
-        return match
-
-    def _longest(self, request: Request, room: int) -> Match:
-        """What to copy: from the client's prediction, or from the text itself where more of it matches."""
-        request_id, match = request.request_id, NO_MATCH
+        wanted = [
+            room if by_default or request.speculation.mode == "fixed" else 0
+            for request, room in zip(requests, rooms, strict=True)
+        ]
+        forced = self._forced(requests, wanted)
+        for place in forced:
+            wanted[place] = 0
         if "lookup" in self._proposers:
-            lookup = self._lookups.get(request_id)
-            if lookup is None:
-                lookup = self._lookups[request_id] = PromptLookup(request.token_ids)
-            match = lookup.find(room)
-        if request.prediction_token_ids:
-            prediction = self._predictions.get(request_id)
-            if prediction is None:
-                prediction = self._predictions[request_id] = Prediction(
-                    request.prediction_token_ids, request.token_ids, request.num_prompt_tokens
-                )
-            predicted = prediction.find(room)
-            if predicted.match_tokens >= match.match_tokens:
-                match = predicted
+            matches = self._lookups.find(requests, wanted)
+        for place, request in enumerate(requests):
+            if request.prediction_token_ids and wanted[place]:
+                matches[place] = self._longer(matches[place], request, wanted[place])
+            if request.rule is not None and matches[place].token_ids:
+                matches[place] = _permitted(matches[place], request)
+        for place, match in forced.items():
+            matches[place] = match
+        return matches
+
+    @staticmethod
+    def _forced(requests: list[Request], rooms: list[int]) -> dict[int, Match]:
+        """What grammars let follow alone, by place. Nothing is more likely: what is left open is how the model spells
+        it."""
+        forced = {}
+        for place, request in enumerate(requests):
+            rule, text, room = request.rule, request.ruled, rooms[place]
+            if rule is not None and text is not None and room and (token_ids := rule.forces(text)):
+                forced[place] = Match(tuple(token_ids[:room]), MAX_MATCH_TOKENS, "grammar")
+        return forced
+
+    def _longer(self, match: Match, request: Request, room: int) -> Match:
+        """What to copy: from the client's prediction, or *match*, from the text itself, where more of it matches."""
+        prediction = self._predictions.get(request.request_id)
+        if prediction is None:
+            prediction = self._predictions[request.request_id] = Prediction(
+                request.prediction_token_ids, request.token_ids, request.num_prompt_tokens
+            )
+        predicted = prediction.find(room)
+        return predicted if predicted.match_tokens >= match.match_tokens else match
+
+
+def _permitted(match: Match, request: Request) -> Match:
+    """*match* up to where the rule of *request* forbids it."""
+    if request.rule is None or request.ruled is None:
         return match
+    permitted = request.rule.permits(request.ruled, match.token_ids)
+    return msgspec.structs.replace(match, token_ids=match.token_ids[:permitted]) if permitted else NO_MATCH

@@ -12,8 +12,9 @@ from smartspec.policy.settings import PolicyName, PolicySettings
 from smartspec.policy.types import Limits
 from smartspec.scheduling.client import InvalidRequestError
 from smartspec.scheduling.output import SchedulerOutput
+from smartspec.scheduling.policy_protocol import Policy
 from smartspec.scheduling.request import Request, SamplingParams, SpeculationParams
-from smartspec.scheduling.scheduler import Policy, Scheduler
+from smartspec.scheduling.scheduler import Scheduler
 
 
 def make_engine(

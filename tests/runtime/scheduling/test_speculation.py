@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from smartspec.policy.settings import PolicySettings
-from smartspec.policy.types import Proposer
+from smartspec.policy.types import Proposer, SpeculationMode
 from smartspec.scheduling.block_pool import BlockPool
 from smartspec.scheduling.prefix_cache import PrefixCache
 from smartspec.scheduling.prompt_lookup import MAX_MATCH_TOKENS, NO_MATCH, Match
-from smartspec.scheduling.request import LogitRule, Request, RuledText, SamplingParams
+from smartspec.scheduling.request import LogitRule, Request, RuledText, SamplingParams, SpeculationParams
 from smartspec.scheduling.speculation import SpeculationRoom
 
 PROMPT = [1, 2, 3, 4, 5, 1, 2, 3]
@@ -34,24 +34,37 @@ class Rule(LogitRule):
         return min(self.permitted, len(ahead))
 
 
-def offered(
+def asking(
+    request_id: str = "r",
     *,
     predicted: Sequence[int] = (),
     output: Sequence[int] = (),
     rule: LogitRule | None = None,
-    proposers: tuple[Proposer, ...] = ("lookup",),
     max_tokens: int = 50,
-    ceiling: int = 8,
-) -> Match:
-    """What a request is offered to copy after *output*."""
+    mode: SpeculationMode = "auto",
+) -> Request:
+    """A request after *output*."""
     request = Request(
-        "r", list(PROMPT), SamplingParams(max_tokens=max_tokens), 0, 0.0, rule=rule, prediction_token_ids=predicted
-    )
+        request_id, list(PROMPT), SamplingParams(max_tokens=max_tokens), 0, 0.0, SpeculationParams(mode),
+        rule=rule, prediction_token_ids=predicted,
+    )  # fmt: skip
     request.token_ids += output
+    return request
+
+
+def room_for(requests: Sequence[Request], proposers: tuple[Proposer, ...] = ("lookup",)) -> SpeculationRoom:
+    """Where all of *requests* hold a block."""
     pool = BlockPool(16, 16)
-    pool.grow(request.block_table, 16)
-    room = SpeculationRoom(pool, PrefixCache(pool, enabled=False), proposers, max_model_len=200, max_catchup_tokens=64)
-    _, match = room.offer(request, PolicySettings(max_speculative_tokens=ceiling))
+    for request in requests:
+        pool.grow(request.block_table, 16)
+    return SpeculationRoom(pool, PrefixCache(pool, enabled=False), proposers, max_model_len=200, max_catchup_tokens=64)
+
+
+def offered(*, proposers: tuple[Proposer, ...] = ("lookup",), ceiling: int = 8, **asked: Any) -> Match:
+    """What one request is offered to copy."""
+    request = asking(**asked)
+    room = room_for([request], proposers)
+    ((_, match),) = room.offers([request], PolicySettings(max_speculative_tokens=ceiling))
     return match
 
 
@@ -84,3 +97,44 @@ def test_nothing_is_looked_up_that_the_policy_could_not_take() -> None:
     """A copy is as long as the policy's ceiling at most, and at a ceiling of 0 nobody pays for the looking."""
     assert offered(ceiling=2) == Match((4, 5), 3)
     assert offered(ceiling=0) is NO_MATCH
+
+
+def test_each_of_a_batch_is_offered_its_own() -> None:
+    """Whatever its neighbours are, and whichever of them are looked up."""
+    rule = Rule(forced=[9, 9])
+    batch = [
+        asking("plain"), asking("off", mode="off"), asking("forced", rule=rule), asking("cut", rule=Rule(permitted=1)),
+        asking("predicted", predicted=[7, 8, 9], output=[7, 8]), asking("full", max_tokens=1),
+        asking("short", max_tokens=3),
+    ]  # fmt: skip
+    room = room_for(batch)
+    offers = room.offers(batch, PolicySettings(max_speculative_tokens=3))
+    assert [candidate.request_id for candidate, _ in offers] == [request.request_id for request in batch]
+    assert [candidate.max_speculative_tokens for candidate, _ in offers] == [3, 0, 3, 3, 3, 0, 2]
+    assert [match.token_ids for _, match in offers] == [(4, 5, 1), (), (9, 9), (4,), (9,), (), (4, 5)]
+    rule.forced = ()
+    batch.reverse()
+    *_, (_, no_longer_forced), _, plain = room.offers(batch, PolicySettings(max_speculative_tokens=3))
+    assert no_longer_forced == Match((4, 5, 1), 3) == plain[1]
+    for request in batch:
+        room.forget(request.request_id)
+    assert room.is_idle
+
+
+def test_nothing_is_indexed_where_nobody_may_speculate() -> None:
+    """With the policy off only those who insist are looked up."""
+    batch = [asking("plain"), asking("fixed", mode="fixed")]
+    room = room_for(batch)
+    assert [len(match.token_ids) for _, match in room.offers(batch, PolicySettings(policy="off"))] == [0, 8]
+    room.forget("fixed")
+    assert room.is_idle
+
+
+def test_while_the_policy_rests_only_those_who_insist_are_looked_up() -> None:
+    """Nobody pays for an index that no choice will use; when choices are made again, it has caught up."""
+    batch = [asking("auto"), asking("insists", mode="fixed")]
+    room = room_for(batch)
+    settings = PolicySettings(max_speculative_tokens=2)
+    assert [match.token_ids for _, match in room.offers(batch, settings, copies=False)] == [(), (4, 5)]
+    batch[0].token_ids += [4, 5]
+    assert [match.token_ids for _, match in room.offers(batch, settings)] == [(1, 2), (4, 5)]
