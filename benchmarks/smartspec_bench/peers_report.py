@@ -29,6 +29,12 @@ NOTE = (
     "which flatters it."
 )
 
+SHARES = {"first": 0.0, "a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "last": 1.0}
+SERVED_NOTE = (
+    "Seconds, means over rounds. Without speculation all end together. With it whoever is easy to guess ends earlier "
+    "and is waited for by nobody, so the mean falls further than the last, by which tokens per second are counted."
+)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -138,7 +144,23 @@ def markdown(record: Record) -> str:
     for line in lines(runs):
         shown = str(line.ratio) if line.ratio.pairs > 1 else f"{line.ratio.middle:.2f}"
         text.append(f"| {line.what} | {line.load} | {line.against} | {shown} | {line.verdict} |")
+    for load in loads:
+        if not load.endswith("/s"):
+            text += ["", f"## {load}: when each was served", "", SERVED_NOTE, "", *served(runs, load)]
     return "\n".join([*text, "", share_of_others(runs)]) + "\n"
+
+
+def served(runs: Sequence[dict[str, Any]], load: str) -> list[str]:
+    """For each mode, seconds until so many of the requests that came at once were whole: the profile behind its tokens
+    per second, which are given by the last one."""
+    rows = ["| | " + " | ".join(SHARES) + " | mean |", "|---|" + "---|" * (len(SHARES) + 1)]
+    for mode, label in LABELS.items():
+        if taken := rounds_of(runs, mode=mode, load=load):
+            latencies = [run["latencies"] for run in taken.values()]
+            points = np.mean([np.quantile(each, list(SHARES.values())) for each in latencies], axis=0)
+            shown = [f"{seconds:.2f}" for seconds in (*points, np.mean(np.concatenate(latencies)))]
+            rows.append(f"| {label} | " + " | ".join(shown) + " |")
+    return rows
 
 
 def _cell(runs: Sequence[dict[str, Any]], mode: str, load: str) -> str:

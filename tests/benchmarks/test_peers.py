@@ -64,3 +64,15 @@ def test_lines_and_verdicts() -> None:
     assert (rate.against, round(rate.ratio.middle, 3), rate.ratio.rounds) == ("vLLM, draft model k = 4", 0.9, 1)
     assert rate.verdict == "**not reached**: at most 0.85"
     assert (batch.against, batch.ratio.middle, batch.verdict) == ("vLLM, no speculation", 1.4, "reached: at least 1.2")
+
+
+def test_when_each_was_served() -> None:
+    """Quantiles are each round's own, then averaged: the last of a quiet round must not hide behind a busy one's."""
+    rounds = ([1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 4.0, 5.0, 6.0, 17.0])
+    runs = [
+        {"mode": "smartspec-off", "load": "5 at once", "round": number, "latencies": latencies}
+        for number, latencies in enumerate(rounds)
+    ]
+    assert peers_report.served(runs, "5 at once")[2:] == [
+        "| SmartSpec, off | 2.00 | 3.00 | 4.00 | 5.00 | 11.00 | 5.00 |"
+    ]
