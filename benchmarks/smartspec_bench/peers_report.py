@@ -31,8 +31,8 @@ NOTE = (
 
 SHARES = {"first": 0.0, "a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "last": 1.0}
 SERVED_NOTE = (
-    "Seconds, means over rounds. Without speculation all end together. With it whoever is easy to guess ends earlier "
-    "and is waited for by nobody, so the mean falls further than the last, by which tokens per second are counted."
+    "Seconds, means over rounds. Without speculation all end together; with it who is easy to guess ends before who is "
+    "not, and the mean and the last, by which tokens per second are counted, tell two stories."
 )
 
 

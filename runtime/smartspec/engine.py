@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from smartspec.policy.types import StepSeconds
 from smartspec.scheduling.output import ModelRunnerOutput, SchedulerOutput, StepOutput
-from smartspec.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:  # it brings a compiler along, which a client of the endpoint (`smartspec bench`) may lack
+    from smartspec.scheduling.scheduler import Scheduler
 
 D = TypeVar("D")
 D_co = TypeVar("D_co", covariant=True)
@@ -31,7 +33,7 @@ class Engine(Generic[D]):
     """Steps a scheduler's requests through a proposer and a runner. Owned by one thread, like the scheduler."""
 
     def __init__(
-        self, scheduler: Scheduler, proposer: Proposer[D], runner: Runner[D], clock: Callable[[], float]
+        self, scheduler: "Scheduler", proposer: Proposer[D], runner: Runner[D], clock: Callable[[], float]
     ) -> None:
         self.scheduler = scheduler
         self.proposer = proposer
