@@ -156,13 +156,16 @@ class RandomPolicy:
     proposer: Proposer | None = None
     bounds: Limits = Limits()
     settings: PolicySettings = PolicySettings()
-    is_resting: bool = False
     observed: list[StepOutcome] = field(default_factory=list)
     states: list[BatchState] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+
+    def rests(self, num_requests: int) -> bool:
+        """Never: everybody is asked about."""
+        return False
 
     def limits(self, batch: BatchState) -> Limits:
         """As given."""

@@ -163,10 +163,9 @@ class RecordedPolicy:
         """The settings in force."""
         return self._policy.settings
 
-    @property
-    def is_resting(self) -> bool:
+    def rests(self, num_requests: int) -> bool:
         """As the policy says."""
-        return self._policy.is_resting
+        return self._policy.rests(num_requests)
 
     def limits(self, batch: BatchState) -> Limits:
         """As the policy says."""

@@ -46,9 +46,11 @@ class _Rehearsal:
     policy: Policy
     num_tokens: int = 0
     is_learning: bool = False
-    is_resting: bool = False
     num_observed: int = 0
     settings: PolicySettings = field(default_factory=lambda: PolicySettings(policy="fixed"))
+
+    def rests(self, num_requests: int) -> bool:
+        return False
 
     def limits(self, batch: BatchState) -> Limits:
         return Limits()

@@ -22,7 +22,7 @@ from smartspec.policy.online import OnlineLatencyModel
 from smartspec.policy.probing import Prober
 from smartspec.policy.settings import PolicySettings, Priors
 from smartspec.policy.slo import HEADROOM, TpotGuard
-from smartspec.policy.types import BatchState, Decision, Limits, StepOutcome
+from smartspec.policy.types import BatchState, Candidate, Decision, Limits, StepOutcome
 
 SWITCHING_MARGIN = 0.01
 """Starting or stopping the draft must promise this much more goodput than going on as before."""
@@ -30,7 +30,7 @@ RESTING_REQUESTS = 8
 """Fewer requests are asked about at every step: what one of them may suddenly copy is a large part of the step."""
 MOST_RESTING_STEPS = 3
 """Where plain decoding is best and stays so, the next steps are plain unasked. Looking for copies and weighing them
-takes 2 % of a small model's step, which a server that does not speculate would not pay."""
+takes up to a millisecond for 32 requests, which a server that does not speculate would not pay."""
 REMEMBERED_STEPS = 32
 """Steps that `explain` shows one by one."""
 
@@ -81,11 +81,10 @@ class SpeculationPolicy:
             if learned is not None:
                 self._line.adopt(learned)
 
-    @property
-    def is_resting(self) -> bool:
-        """Whether the coming step will be plain, unless it brings a wish of a request's own or few requests: nobody
+    def rests(self, num_requests: int) -> bool:
+        """Whether a coming step of so many decoding requests is plain unasked, unless one of them insists: nobody else
         need look for what could be copied."""
-        return self._resting > 0
+        return self._resting > 0 and num_requests >= RESTING_REQUESTS
 
     def decide(self, batch: BatchState) -> Decision:
         """What each request should speculate in the coming step."""
@@ -93,11 +92,11 @@ class SpeculationPolicy:
         self._is_free = False
         if not self._may_speculate(batch):
             return self._plain(batch)
-        if self._resting and num >= RESTING_REQUESTS and not any(c.mode == "fixed" for c in batch.candidates):
+        rests = self.rests(num)
+        if rests and not any(_insists(candidate) for candidate in batch.candidates):
             self._is_free = True
             self._resting -= 1
             return self._plain(batch, "plain decoding was best just now")
-        self._resting = 0
         columns = batch_columns(batch.candidates, self._acceptance)
         wishes = wishes_of(columns, self._forced)
         if not wishes.least and not wishes.most:
@@ -124,7 +123,9 @@ class SpeculationPolicy:
             reason = "plain decoding is best"
         else:
             reason = f"mean k {num_nodes / num:.1f} promises {100 * gain:+.0f} % goodput"
-        self._rest_after(num, is_plain=wishes.least < 0 and not num_nodes and not probe)
+        # Where a rest was broken, hardly anybody was looked at: that such a step is plain says nothing.
+        is_plain = not (rests or num_nodes or probe or wishes.most > 0)
+        self._rest_after(num, is_plain=is_plain and wishes.least < 0)
         choices = choices_of(columns.request_ids, plan)
         return Decision(choices, seconds, tokens, baseline, float(num), probe=probe, reason=reason)
 
@@ -164,9 +165,9 @@ class SpeculationPolicy:
     def _rest_after(self, num_requests: int, *, is_plain: bool) -> None:
         """Rest the longer, the more often in a row plain decoding was best. Never under a TPOT target: there the best
         plan hangs on who is about to miss it."""
-        self._plain_streak = self._plain_streak + 1 if is_plain else 0
-        if num_requests >= RESTING_REQUESTS and self._settings.tpot_target_seconds is None:
-            self._resting = min(max(0, self._plain_streak - 1), MOST_RESTING_STEPS)
+        may_rest = num_requests >= RESTING_REQUESTS and self._settings.tpot_target_seconds is None
+        self._plain_streak = self._plain_streak + 1 if is_plain and may_rest else 0
+        self._resting = min(max(0, self._plain_streak - 1), MOST_RESTING_STEPS)
 
     def _may_speculate(self, batch: BatchState) -> bool:
         """Whether there is room for speculation, and somebody who may want it."""
@@ -254,3 +255,9 @@ def _step_row(outcome: StepOutcome, proposed: Proposed) -> dict[str, Any]:
         "catchup_tokens": outcome.features.catchup_tokens,
         "plain_seconds": decision.baseline_seconds,
     }
+
+
+def _insists(candidate: Candidate) -> bool:
+    """Whether a rest ends for it: it asks for a length of its own, or has something to copy where nobody looked, which
+    its grammar forces or its client predicts."""
+    return candidate.mode == "fixed" or candidate.lookup_tokens > 0

@@ -25,7 +25,8 @@ SHARE = 0.003
 POOR_SHARE = 0.015
 """The same while the time model errs badly."""
 ADVANCE_STEPS = 1.0
-"""Regret paid for in advance, in steps: a cold start learns little from steps that are all alike."""
+"""Regret paid for in advance, in steps, until the first step with a choice: a cold start learns little from steps that
+are all alike."""
 CREDIT_STEPS = 0.5
 """The most that a quiet time saves up, in mean steps: more is spent at once when a flood comes, and felt there."""
 DEPTH = 2

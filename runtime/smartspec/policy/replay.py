@@ -3,7 +3,7 @@
 The batches are those that came, and what the policy learns is what really happened: under other settings it would
 have met other batches and seen other proposals verified. So a replay tells what settings would have *decided*, and
 what the decisions promise; what they would have brought, only a run can tell. It cannot choose what was not offered
-then: a server started without a draft has recorded none.
+then: a server started without a draft has recorded none, and one whose policy was off, or rested, no copies.
 """
 
 from collections.abc import Callable, Iterable, Iterator

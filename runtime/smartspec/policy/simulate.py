@@ -103,7 +103,8 @@ class Replica:
     def step(self) -> StepRecord | None:
         """Run one step and move the clock by what it took; None when there is nothing to do."""
         decoding = [r for r in self.running if r.prefilled >= r.text.arrival.prompt_tokens]
-        candidates = tuple(self._candidate(r) for r in decoding)
+        looks = not self.policy.rests(len(decoding))
+        candidates = tuple(self._candidate(r, looks=looks) for r in decoding)
         budget = self._max_num_batched_tokens - len(decoding)
         limits = self.policy.limits(BatchState(candidates, max_nodes=budget))
         bounds = (limits.max_running_requests, self.policy.settings.max_running_requests, self._max_num_seqs)
@@ -147,8 +148,8 @@ class Replica:
         self.trace.steps.append(record)
         return record
 
-    def _candidate(self, request: _Running) -> Candidate:
-        match = request.text.match_tokens(request.produced)
+    def _candidate(self, request: _Running, *, looks: bool) -> Candidate:
+        match = request.text.match_tokens(request.produced) if looks else 0
         return Candidate(
             request_id=request.text.arrival.request_id,
             context_tokens=request.length,

@@ -13,9 +13,9 @@ class Policy(Protocol):
     def settings(self) -> PolicySettings:
         """The settings in force."""
 
-    @property
-    def is_resting(self) -> bool:
-        """Whether nobody need look for what could be copied in the coming step."""
+    def rests(self, num_requests: int) -> bool:
+        """Whether a coming step of so many decoding requests is plain unless one of them insists, so that nobody else
+        need look for what could be copied."""
 
     def limits(self, batch: BatchState) -> Limits:
         """Bounds for the coming step."""

@@ -96,7 +96,8 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Plan one step: decode first, then prompts as far as the budget goes, then speculation in what is left."""
         decoding, num_preempted = self._reserve_decode_slots()
-        offers = self._speculation.offers(decoding, self._policy.settings, copies=not self._policy.is_resting)
+        copies = not self._policy.rests(len(decoding))
+        offers = self._speculation.offers(decoding, self._policy.settings, copies=copies)
         candidates = tuple(candidate for candidate, _ in offers)
         budget = self.config.max_num_batched_tokens - len(decoding)
         limits = self._policy.limits(BatchState(candidates, max_nodes=budget))

@@ -56,9 +56,9 @@ class SpeculationRoom:
         self, requests: list[Request], settings: PolicySettings, *, copies: bool = True
     ) -> list[tuple[Candidate, Match]]:
         """*requests* as the policy sees them, and the tokens that stand ready to be copied for each; without *copies*
-        only for those that insist on a length."""
+        only for those that insist on a length, or whose grammar or client may know what follows."""
         rooms = self._rooms(requests, min(settings.max_speculative_tokens, MAX_SPECULATIVE_TOKENS))
-        matches = self._matches(requests, rooms, by_default=copies and settings.policy != "off")
+        matches = self._matches(requests, rooms, is_on=settings.policy != "off", everybody=copies)
         can_draft = "draft" in self._proposers
         offers = []
         for request, room, match in zip(requests, rooms, matches, strict=True):
@@ -144,14 +144,18 @@ class SpeculationRoom:
         """KV slots beyond the newest token: in the request's own blocks and in the free ones."""
         return (len(request.block_table) + self._pool.num_free) * self._pool.block_size - request.num_tokens
 
-    def _matches(self, requests: list[Request], rooms: list[int], *, by_default: bool) -> list[Match]:
-        """What each of *requests* may copy into its room; unless *by_default*, only those that insist on a length."""
+    def _matches(self, requests: list[Request], rooms: list[int], *, is_on: bool, everybody: bool) -> list[Match]:
+        """What each of *requests* may copy into its room: *everybody*, or only who may know more than its own text; and
+        where speculation is not on, only those that insist on a length."""
         matches = [NO_MATCH] * len(requests)
         if not self._proposers:
             return matches
         # Where nobody may speculate, nobody pays for an index: it catches up by itself when it is asked again.
         wanted = [
-            room if by_default or request.speculation.mode == "fixed" else 0
+            room
+            if request.speculation.mode == "fixed"
+            or (is_on and (everybody or request.rule is not None or request.prediction_token_ids))
+            else 0
             for request, room in zip(requests, rooms, strict=True)
         ]
         forced = self._forced(requests, wanted)

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from smartspec.policy.controller import MOST_RESTING_STEPS, SpeculationPolicy
+from smartspec.policy.probing import CREDIT_STEPS
 from smartspec.policy.settings import PolicyName, PolicySettings, Priors
 from smartspec.policy.types import (
     BatchState,
@@ -157,15 +158,60 @@ def test_where_plain_decoding_stays_best_it_is_asked_for_seldom(name: PolicyName
 def test_a_rest_ends_with_a_wish_and_with_new_settings() -> None:
     """Whoever asks for a length of its own gets it at once, and so does everybody under a policy put in force."""
     policy = SpeculationPolicy(PolicySettings(), key="k")
-    while not policy.is_resting:
+    while not policy.rests(16):
         run(policy, 16, 0, steps=1)
+    assert not policy.rests(4)
     insisting = replace(candidates(1)[0], request_id="insists", mode="fixed", max_speculative_tokens=3)
     assert policy.decide(BatchState((*candidates(16), insisting))).choices["insists"] == Choice("draft", 3)
-    while not policy.is_resting:
+    while not policy.rests(16):
         run(policy, 16, 0, steps=1)
     policy.apply(PolicySettings(policy="fixed", max_speculative_tokens=2))
-    assert not policy.is_resting
+    assert not policy.rests(16)
     assert mean_k(run(policy, 16, 0, steps=1)) == 2.0
+
+
+@pytest.mark.parametrize(
+    "insisting",
+    [
+        Candidate("insists", 200, 0, "greedy", mode="fixed"),
+        Candidate("insists", 200, 8, "greedy", mode="fixed"),
+        Candidate("insists", 200, 8, "greedy", lookup_tokens=1, lookup_match_tokens=2),
+    ],
+    ids=["no room", "nothing to copy", "forced by a grammar"],
+)
+def test_one_who_insists_keeps_nobody_from_copying(insisting: Candidate) -> None:
+    """Whoever breaks rests at every step, without ever speculating itself, must not leave the others unasked for ever:
+    when their text comes to be worth copying, they copy it."""
+    policy = SpeculationPolicy(PolicySettings(), key="k")
+
+    def step(accepted: int) -> int:
+        copies = 0 if policy.rests(17) else 8
+        others = candidates(16, draft_lag_tokens=None, lookup_tokens=copies, lookup_match_tokens=4 if copies else 0)
+        decision = policy.decide(BatchState((*others, insisting)))
+        drafted = sum(choice.num_tokens for choice in decision.choices.values())
+        outcomes = tuple(
+            RequestOutcome(
+                name, choice.proposer, "greedy", choice.num_tokens,
+                0 if name == "insists" else min(accepted, choice.num_tokens), 2 if name == "insists" else 4,
+            )
+            for name, choice in decision.choices.items()
+        )  # fmt: skip
+        kept = 17 + sum(outcome.num_accepted for outcome in outcomes)
+        seconds = StepSeconds(0.0, 0.02 + 0.0005 * (17 + drafted), 0.001)
+        policy.observe(StepOutcome(decision, StepFeatures(17 + drafted, 3400, 17), seconds, outcomes, kept))
+        return len(decision.choices.keys() - {"insists"})
+
+    for _ in range(60):
+        step(0)
+    assert sum(step(8) for _ in range(200)) > 0.5 * 200 * 16
+
+
+def test_a_quiet_time_saves_up_little() -> None:
+    """However long nothing was worth trying, what a flood may spend at once is a part of one step."""
+    policy = SpeculationPolicy(PolicySettings(), key="k")
+    steps = run(policy, 2, 8, steps=600)
+    mean = sum(decision.predicted_seconds for decision in steps[-100:]) / 100
+    assert 0.0 < policy.explain()["probes"]["credit_seconds"] < 1.1 * CREDIT_STEPS * mean
 
 
 def test_only_steps_with_a_choice_pay_for_probes() -> None:

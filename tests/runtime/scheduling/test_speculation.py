@@ -131,10 +131,16 @@ def test_nothing_is_indexed_where_nobody_may_speculate() -> None:
 
 
 def test_while_the_policy_rests_only_those_who_insist_are_looked_up() -> None:
-    """Nobody pays for an index that no choice will use; when choices are made again, it has caught up."""
-    batch = [asking("auto"), asking("insists", mode="fixed")]
+    """Nobody pays for an index that no choice will use; when choices are made again, it has caught up. What a grammar
+    forces or a client predicts is offered at any time, but not where speculation is off."""
+    batch = [
+        asking("auto"), asking("insists", mode="fixed"), asking("forced", rule=Rule(forced=[9])),
+        asking("predicted", predicted=[7, 8, 9], output=[7, 8]),
+    ]  # fmt: skip
     room = room_for(batch)
     settings = PolicySettings(max_speculative_tokens=2)
-    assert [match.token_ids for _, match in room.offers(batch, settings, copies=False)] == [(), (4, 5)]
+    assert [match.token_ids for _, match in room.offers(batch, settings, copies=False)] == [(), (4, 5), (9,), (9,)]
     batch[0].token_ids += [4, 5]
-    assert [match.token_ids for _, match in room.offers(batch, settings)] == [(1, 2), (4, 5)]
+    assert [match.token_ids for _, match in room.offers(batch, settings)] == [(1, 2), (4, 5), (9,), (9,)]
+    off = PolicySettings(policy="off", max_speculative_tokens=2)
+    assert [match.token_ids for _, match in room.offers(batch, off)] == [(), (4, 5), (), ()]
