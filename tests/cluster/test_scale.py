@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from smartspec.policy.settings import decode_settings
 from smartspec_operator.replica_pod import ADMIN_PORT
 
 T = TypeVar("T")
+Listen = Callable[[str], Awaitable[None]]
 COUNT = 300
 SECONDS = 30.0
 NAME = "smartspec_operator_"
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning")  
 
 
 @pytest.fixture
-async def replicas() -> AsyncIterator[None]:
-    """One server on every loopback address: each address is a replica under load that takes the policy it is told."""
+async def replicas() -> AsyncIterator[Listen]:
+    """Has one server listen at an address: each address is a replica under load that takes the policy it is told."""
     generations: dict[str, int] = {}
     priors, chance = linear_priors(), random.Random(7)
 
@@ -52,8 +53,12 @@ async def replicas() -> AsyncIterator[None]:
     app.router.add_put("/policy", take)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "0.0.0.0", ADMIN_PORT).start()
-    yield
+
+    async def listen(address: str) -> None:
+        # Not at every address in one go: the tests beside this one have replicas at that port, too.
+        await web.TCPSite(runner, address, ADMIN_PORT).start()
+
+    yield listen
     await runner.cleanup()
 
 
@@ -73,7 +78,7 @@ def alone(operator: Operator, user: User, kubectl: Callable[..., str], tmp_path:
 
 
 async def test_three_hundred_resources_on_one_core(
-    user: User, kubelet: Kubelet, alone: Operator, replicas: None, record_property: Callable[[str, object], None]
+    user: User, kubelet: Kubelet, alone: Operator, replicas: Listen, record_property: Callable[[str, object], None]
 ) -> None:
     """Reconciles are quick, tuning keeps its period, memory is small, and a steady load is hardly written."""
     spec = {"model": {"source": "org/model"}, "slo": {"tpotSeconds": 0.05}, "autoscaling": {"maxReplicas": 2}}
@@ -81,7 +86,7 @@ async def test_three_hundred_resources_on_one_core(
     for chunk in chunks(list(range(COUNT)), 50):
         names = [{"name": f"demo-{i}", "namespace": user.namespace} for i in chunk]
         await asyncio.gather(*(user.api.create({**body, "metadata": metadata}) for metadata in names))
-    run = asyncio.create_task(run_pods(kubelet))
+    run = asyncio.create_task(run_pods(kubelet, replicas))
     await eventually(lambda: all_served(user, alone, run), seconds=180)
     run.cancel()
     await asyncio.sleep(10)
@@ -118,14 +123,15 @@ def chunks(items: list[T], size: int) -> Iterator[list[T]]:
         yield items[start : start + size]
 
 
-async def run_pods(kubelet: Kubelet) -> None:
-    """Give every pod that comes an address of its own."""
+async def run_pods(kubelet: Kubelet, listen: Listen) -> None:
+    """Give every pod that comes an address of its own, where it listens."""
     running: set[str] = set()
     while True:
         new = [pod for pod in await kubelet.pods() if pod["metadata"]["name"] not in running]
         for chunk in chunks(new, 20):
             numbers = range(len(running), len(running) + len(chunk))
             addresses = [f"127.1.{number // 250}.{1 + number % 250}" for number in numbers]
+            await asyncio.gather(*map(listen, addresses))
             await asyncio.gather(*(kubelet.run(pod, at) for pod, at in zip(chunk, addresses, strict=True)))
             running |= {pod["metadata"]["name"] for pod in chunk}
         await asyncio.sleep(0.5)
