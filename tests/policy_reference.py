@@ -219,4 +219,5 @@ def _assignments(problem: Problem, costs: Costs, nodes: Array, forwards: Array, 
 
     by_draft = value(problem.draft, price) - rate * row * (problem.first_rows - 1)
     by_lookup = value(problem.lookup, np.full(num, slope))
-    return [can_draft & ~(can_copy & (by_lookup >= by_draft)), np.zeros(num, dtype=bool)]
+    by_value = can_draft & ~(can_copy & (by_lookup >= by_draft))
+    return [by_value, by_value & (problem.forced > 0)]

@@ -214,13 +214,13 @@ def scan(
 
 
 @njit(
-    "boolean[:,::1](float64[:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1], float64[::1], "
-    "float64[::1], float64, float64)",
+    "boolean[:,::1](float64[:,::1], float64[:,::1], float64[::1], int64[::1], float64[::1], float64[::1], "
+    "float64[::1], float64[::1], float64, float64)",
     cache=True,
     error_model="numpy",
 )
 def _assignments(
-    draft: Any, lookup: Any, worth: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
+    draft: Any, lookup: Any, worth: Any, forced: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
     draft_context: float, rate: float,
 ) -> Any:  # fmt: skip
     """Ways to give each request one proposer [W, R], True for the draft. *rate* is a guess of the goodput."""
@@ -239,12 +239,13 @@ def _assignments(
             for i in range(num_torn):
                 ways[way, torn[i]] = (way >> (num_torn - 1 - i)) & 1 == 1
         return ways
-    # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope;
-    # and nobody by the draft, whose forwards may cost more than they bring.
+    # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope; and
+    # nobody who is free by the draft, whose forwards may cost more than they bring. Without its drafts the first way is
+    # the same, unless somebody who drafts there could copy or insists.
     nodes = min(len(target) - 1, 4 * num)
     slope = (target[nodes] - target[0]) / max(1, nodes)
     row = (forwards[num + 1] - forwards[1]) / num
-    ways = np.zeros((2, num), dtype=np.bool_)
+    ways, differ = np.zeros((2, num), dtype=np.bool_), False
     for r in range(num):
         drafted = copied = 0.0
         by_draft, by_lookup = -np.inf, -np.inf
@@ -254,7 +255,9 @@ def _assignments(
             by_draft, by_lookup = max(by_draft, drafted), max(by_lookup, copied)
         late = rate * row * (first_rows[r] - 1.0)
         ways[0, r] = can_draft[r] and not (can_copy[r] and by_lookup >= by_draft - late)
-    return ways
+        ways[1, r] = ways[0, r] and forced[r] > 0
+        differ |= ways[0, r] and (can_copy[r] or forced[r] > 0)
+    return ways if differ else ways[:1]
 
 
 @njit(
@@ -283,7 +286,7 @@ def search(
     lengths, drafts = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
     for attempt in range(2):
         guess = reached if attempt else rate
-        ways = _assignments(draft, lookup, worth, first_rows, context, target, forwards, draft_context, guess)
+        ways = _assignments(draft, lookup, worth, forced, first_rows, context, target, forwards, draft_context, guess)
         for w in range(len(ways)):
             way, gains = ways[w], np.empty((num, depth))
             for r in range(num):

@@ -229,6 +229,14 @@ def test_a_request_may_insist_or_decline() -> None:
     assert found.num_tokens[2] > 0
 
 
+def test_who_insists_drafts_where_others_had_better_copy() -> None:
+    """Where nobody who is free had better draft, one who asked for a length and has nothing to copy still does."""
+    drafts, copies = [[0.05] * 4, *[[0.9] * 4] * 2, *[[0.6] * 4] * 4], [[0.0] * 4, *[[0.88] * 4] * 6]
+    given_problem = problem(drafts, lookup=copies, forced=[3, *[-1] * 6])
+    found = optimise(given_problem, costs(0, 7, 0.012), rate=200.0)
+    assert (found.num_tokens[0], found.uses_draft[0]) == (3, True)
+
+
 def test_prefill_in_the_step_is_no_reason_to_speculate() -> None:
     """A long step is sunk cost: unlikely tokens are not taken along because they are a small share of it."""
     rates = [[0.1] * 4]
