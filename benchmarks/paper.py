@@ -49,7 +49,7 @@ class Sizes:
     at_once: int = 32
     step_seconds: float = 5.0
     shift_seconds: float = 4.0
-    moving_rounds: int = 2
+    moving_rounds: int = 4
     tax_rounds: int = 10
 
 
@@ -59,7 +59,7 @@ QUICK = Sizes(
 
 
 async def measure(options: argparse.Namespace, record: Record) -> None:
-    """All that the budget allows: a round of everything, one more of the moving loads, then more of the steady ones."""
+    """All that the budget allows: a few rounds of everything, then more of the steady loads."""
     sizes = QUICK if options.quick else Sizes()
     cells = grid(options.rates, sizes.seconds, sizes.alone, sizes.at_once)
     moving = [step(1, 16, sizes.step_seconds), shift(4, sizes.shift_seconds)]
