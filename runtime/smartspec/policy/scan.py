@@ -226,18 +226,14 @@ def _assignments(
     """Ways to give each request one proposer [W, R], True for the draft. *rate* is a guess of the goodput."""
     num, depth = draft.shape
     can_draft, can_copy = draft[:, 0] > 0.0, lookup[:, 0] > 0.0
-    torn, num_torn = np.empty(num, dtype=np.int64), 0
-    for r in range(num):
-        if can_draft[r] and can_copy[r]:
-            torn[num_torn] = r
-            num_torn += 1
-    if num_torn <= FEW_TORN:
-        ways = np.empty((1 << num_torn, num), dtype=np.bool_)
-        for way in range(1 << num_torn):
+    torn = np.flatnonzero(can_draft & can_copy)
+    if len(torn) <= FEW_TORN:
+        ways = np.empty((1 << len(torn), num), dtype=np.bool_)
+        for way in range(len(ways)):
             for r in range(num):
                 ways[way, r] = can_draft[r]
-            for i in range(num_torn):
-                ways[way, torn[i]] = (way >> (num_torn - 1 - i)) & 1 == 1
+            for i in range(len(torn)):
+                ways[way, torn[i]] = (way >> (len(torn) - 1 - i)) & 1 == 1
         return ways
     # By value: what each chain brings its request when a second is worth `rate` tokens and nodes cost their slope; and
     # nobody who is free by the draft, whose forwards may cost more than they bring. Without its drafts the first way is
