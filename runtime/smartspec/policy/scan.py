@@ -14,6 +14,8 @@ GOOD_GUESS = 1.25
 """A guess of the goodput within this factor weighs costs well enough; another is replaced by what it led to."""
 FEW_TORN = 2
 """Up to so many requests with both a draft and a match, every way to give each one proposer is tried."""
+SURELY = 0.95
+"""How much worse than plain decoding a plan must be to be passed over: by more than any margin for switching."""
 SPREAD = 16.0
 """Values, in tokens, below the best one that are told apart by buckets: whatever is worse is seldom and never taken."""
 TIE = 1e-9
@@ -61,6 +63,17 @@ def _ascending(value: Any, num: int) -> Any:
 
 
 @njit(cache=True)
+def _floor(plain: float, target: Any, sunk: float) -> float:
+    """What a node must bring to be weighed. One that brings less than the cheapest takes, at the goodput of plain
+    decoding, can be left out of any plan that is better than that, and the plan gains. A request's first one is weighed
+    all the same, so that there is a plan with the draft wherever there may be one."""
+    least = np.inf
+    for nodes in range(1, len(target)):
+        least = min(least, target[nodes] - target[nodes - 1])
+    return float(SURELY * plain * max(least, 0.0) / max(target[0] - sunk, 1e-9))
+
+
+@njit(cache=True)
 def _slowest(request: Any, gain: Any, count: int, own: Any, slowest: Any) -> None:
     """Expected tokens of the request that keeps fewest, for each number of the first *count* nodes taken. Who keeps few
     in the end kept no more before, so walking back needs only to look at who loses a node."""
@@ -98,23 +111,18 @@ def scan(
     num, depth = gains.shape
     most_rows = len(draft) - 1
 
-    lag = 1.0
-    for r in range(num):
-        if drafted[r]:
-            lag = max(lag, first_rows[r])
+    lag = max(1.0, np.where(drafted, first_rows, 1.0).max())
     last = min(most_rows, int(np.ceil(lag)) + 1)
     row_seconds = (draft[last] - draft[1]) / (last - 1) if last > 1 else 0.0
 
     # Every node by its value, which falls along a request's chain, so that any prefix of the sorted is a plan.
     value = np.empty(num * depth)
     owner, place = np.empty(num * depth, dtype=np.int64), np.empty(num * depth, dtype=np.int64)
-    count, num_forced, plain, dearest = 0, 0, 0.0, 0.0
-    for r in range(num):
-        plain += worth[r]
-        dearest = max(dearest, worth[r])
+    count, num_forced, plain, dearest = 0, 0, worth.sum(), worth.max()
+    floor = _floor(plain, target, sunk) if tpot_target == np.inf and forced.max() <= 0 else 0.0
     for r in range(num):
         room = 0
-        while room < depth and gains[r, room] > 0.0:
+        while room < depth and gains[r, room] > 0.0 and (not room or gains[r, room] * worth[r] > floor):
             room += 1
         if forced[r] >= 0:
             room = min(room, forced[r])
@@ -213,12 +221,7 @@ def scan(
     return lengths, figures
 
 
-@njit(
-    "boolean[:,::1](float64[:,::1], float64[:,::1], float64[::1], int64[::1], float64[::1], float64[::1], "
-    "float64[::1], float64[::1], float64, float64)",
-    cache=True,
-    error_model="numpy",
-)
+@njit(cache=True, error_model="numpy")
 def _assignments(
     draft: Any, lookup: Any, worth: Any, forced: Any, first_rows: Any, context: Any, target: Any, forwards: Any,
     draft_context: float, rate: float,
@@ -275,9 +278,7 @@ def search(
     Returns lengths [R], who drafts [R], the sum of lengths, and the plan's figures.
     """
     num, depth = draft.shape
-    costs_differ = draft_context > 0.0
-    for r in range(num):
-        costs_differ |= first_rows[r] > 2.0 or lookup[r, 0] > 0.0
+    costs_differ = draft_context > 0.0 or first_rows.max() > 2.0 or lookup[:, 0].max() > 0.0
     best, reached = np.zeros((2, 5)) - 1.0, -1.0
     lengths, drafts = np.zeros((2, num), dtype=np.int64), np.zeros((2, num), dtype=np.bool_)
     for attempt in range(2):
