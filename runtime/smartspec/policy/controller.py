@@ -123,9 +123,10 @@ class SpeculationPolicy:
             reason = "plain decoding is best"
         else:
             reason = f"mean k {num_nodes / num:.1f} promises {100 * gain:+.0f} % goodput"
-        # Where a rest was broken, hardly anybody was looked at: that such a step is plain says nothing.
-        is_plain = not (rests or num_nodes or probe or wishes.most > 0)
-        self._rest_after(num, is_plain=is_plain and wishes.least < 0)
+        # Where a rest was broken, hardly anybody was looked at: that such a step is plain says nothing. And beside a
+        # request with a length of its own nobody rests.
+        is_plain = wishes.least < 0 and wishes.most <= 0 and not (rests or num_nodes or probe)
+        self._rest_after(num, is_plain=is_plain)
         choices = choices_of(columns.request_ids, plan)
         return Decision(choices, seconds, tokens, baseline, float(num), probe=probe, reason=reason)
 

@@ -151,13 +151,12 @@ class SpeculationRoom:
         if not self._proposers:
             return matches
         # Where nobody may speculate, nobody pays for an index: it catches up by itself when it is asked again.
-        wanted = [
-            room
-            if request.speculation.mode == "fixed"
-            or (is_on and (everybody or request.rule is not None or request.prediction_token_ids))
-            else 0
-            for request, room in zip(requests, rooms, strict=True)
-        ]
+        wanted = rooms.copy()
+        if not (is_on and everybody):
+            for place, request in enumerate(requests):
+                knows_more = is_on and (request.rule is not None or request.prediction_token_ids)
+                if not knows_more and request.speculation.mode != "fixed":
+                    wanted[place] = 0
         forced = self._forced(requests, wanted)
         for place in forced:
             wanted[place] = 0
